@@ -111,7 +111,3 @@ class Collected:
             samples=found.samples,
             facts={**blank.facts, **found.facts},
         )
-
-
-
-

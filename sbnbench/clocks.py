@@ -14,6 +14,8 @@ class Clock(Protocol):
     """Times calls; a fake one in tests makes the whole engine deterministic."""
 
     name: str
+    resolution: float
+    """Smallest step of the clock together with its own cost, in seconds."""
 
     def time(self, call: Callable[[], object], loops: int) -> float:
         """Seconds a call, over `loops` calls in a row."""
@@ -24,6 +26,7 @@ class PerfCounter:
     """Wall clock of the host, for devices that run a call to its end before it returns."""
 
     name = "perf_counter"
+    resolution = 1e-7
 
     def time(self, call: Callable[[], object], loops: int) -> float:
         rounds = repeat(None, loops)  # the cheapest loop Python has: a few ns a turn
@@ -37,6 +40,7 @@ class CudaEvents:
     """Time on the device between two events, the calls queued ahead of them."""
 
     name = "cuda_events"
+    resolution = 5e-7  # the documented resolution of cudaEventElapsedTime
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)

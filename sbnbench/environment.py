@@ -126,8 +126,10 @@ def _git(folder: Path, *arguments: str) -> str:
 def backends() -> dict[str, str]:
     """Each backend and what is missing for it here; empty where it can be used."""
     no_torch = "" if find_spec("torch") else "torch is not installed"
-    compiler = "" if shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") else (
-        "no C++ compiler; install g++ or set CXX"
+    compiler = (
+        ""
+        if shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+        else ("no C++ compiler; install g++ or set CXX")
     )
     return {
         "eager": no_torch,

@@ -14,25 +14,12 @@ from sbnbench.assemble import Collected
 from sbnbench.errors import SbnbenchError
 from sbnbench.messages import Ended, Failed, Progress, Task
 from sbnbench.model import Block, Plan, Record
+from sbnbench.observer import Observer
 from sbnbench.pool import Worker, WorkerTimeout
 from sbnbench.sources import uncached
 from sbnbench.store import Run, RunWriter
 
 DEFAULT_TIMEOUT = 600.0
-
-
-class Observer:
-    """Hears what a run does; does nothing with it. Subclasses show it."""
-
-    def started(self, plan: Plan, todo: list[Block]) -> None: ...
-
-    def preparing(self, what: str, done: float, total: float) -> None: ...
-
-    def block_started(self, block: Block) -> None: ...
-
-    def block_progress(self, block: Block, fraction: float) -> None: ...
-
-    def block_done(self, block: Block, records: list[Record], seconds: float) -> None: ...
 
 
 def execute(
@@ -119,4 +106,3 @@ def _prepare(worker: Worker, sources: list[str], observer: Observer) -> None:
             raise SbnbenchError(f"the inputs could not be made: {event.reason}")
         elif isinstance(event, Ended) and event.code:
             raise SbnbenchError(f"the inputs could not be made: {worker.last_words(1)}")
-

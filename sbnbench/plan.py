@@ -120,9 +120,7 @@ def make_plan(suite: Suite, filters: Filters, name: str) -> Plan:
         text = " ".join(
             (workload.source, f"batch={workload.batch}", workload.dtype, workload.format)
         )
-        kept = tuple(
-            c for c in contenders if keywords.match(filters.keyword, f"{text} {c.id}")
-        )
+        kept = tuple(c for c in contenders if keywords.match(filters.keyword, f"{text} {c.id}"))
         if kept:
             blocks.append(
                 Block(
@@ -200,9 +198,10 @@ def _workloads(axes: Mapping[str, list[Any]], seed: int, name: str) -> Iterable[
     for axis in ("input", "batch"):
         if axis not in axes:
             raise SuiteError(f"{name}: [axes] lacks '{axis}'")
-    others = [axes.get(a) or [d] for a, d in zip(
-        WORKLOAD_AXES[2:], ("float32", "contiguous", "cpu"), strict=True
-    )]
+    others = [
+        axes.get(a) or [d]
+        for a, d in zip(WORKLOAD_AXES[2:], ("float32", "contiguous", "cpu"), strict=True)
+    ]
     for source, batch, dtype, form, device in itertools.product(
         axes["input"], axes["batch"], *others
     ):
@@ -220,9 +219,7 @@ def _contenders(
     for text in suite.contenders:
         base = parse_contender(text)
         given = dict(base.params)
-        free = [
-            a for a in extra if normalizers()[base.normalizer].param(a) and a not in given
-        ]
+        free = [a for a in extra if normalizers()[base.normalizer].param(a) and a not in given]
         used.update(free)
         for values in itertools.product(*(extra[a] for a in free)):
             params = {**given, **dict(zip(free, values, strict=True))}

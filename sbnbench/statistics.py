@@ -38,7 +38,9 @@ def log_ratios(baseline: Times, contender: Times) -> list[Array]:
     Raises ValueError where the two are not paired or a time is not a positive number.
     """
     if len(baseline) != len(contender):
-        raise ValueError(f"{len(baseline)} processes of the baseline, {len(contender)} of the other")
+        raise ValueError(
+            f"{len(baseline)} processes of the baseline, {len(contender)} of the other"
+        )
     return [b - c for b, c in zip(_logs(baseline), _logs(contender), strict=True)]
 
 

@@ -66,7 +66,9 @@ def measure(
 
 def _loops(clock: Clock, call: Callable[[], object], options: LatencyOptions) -> int:
     """Calls in a sample, so that it lasts `sample_seconds`; warms the call up on the way."""
-    return calibrate(lambda loops: clock.time(call, loops) * loops, options.sample_seconds)
+    return calibrate(
+        lambda loops: clock.time(call, loops) * loops, options.sample_seconds, clock.resolution
+    )
 
 
 @contextmanager
