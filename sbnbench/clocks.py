@@ -46,8 +46,7 @@ class CudaEvents:
         self.device = torch.device(device)
 
     def time(self, call: Callable[[], object], loops: int) -> float:
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize(self.device)
         start.record()
         for _ in range(loops):

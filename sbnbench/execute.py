@@ -16,7 +16,6 @@ from sbnbench.messages import Ended, Failed, Progress, Task
 from sbnbench.model import Block, Plan, Record
 from sbnbench.observer import Observer
 from sbnbench.pool import Worker, WorkerTimeout
-from sbnbench.sources import uncached
 from sbnbench.store import Run, RunWriter
 
 DEFAULT_TIMEOUT = 600.0
@@ -47,8 +46,7 @@ def execute(
         facts = run.environment if resume else environment.describe()
         facts |= worker.start().facts
         writer.environment(facts)
-        if missing := uncached([b.workload.source for b in todo]):
-            _prepare(worker, missing, observer)
+        _prepare(worker, sorted({b.workload.source for b in todo}), observer)
         for block in todo:
             observer.block_started(block)
             start = monotonic()
@@ -98,7 +96,7 @@ def _fallen(collected: Collected, event: Ended, problem: str, worker: Worker) ->
 
 
 def _prepare(worker: Worker, sources: list[str], observer: Observer) -> None:
-    """Capture activations that no cache has; without them no block can run."""
+    """Make inputs that no cache has yet; without them no block can run."""
     for event in worker.ask(Task(sources=tuple(sources)), timeout=DEFAULT_TIMEOUT):
         if isinstance(event, Progress):
             observer.preparing(event.what, event.done, event.total)

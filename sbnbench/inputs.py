@@ -59,10 +59,10 @@ class Inputs:
 def make(workload: Workload, num_virtual: int = 0, draw: int = 0) -> Inputs:
     """Inputs of a workload with `num_virtual` virtual rows after its real ones.
 
-    γ is 0.5 … 1.5, negative in one channel of eight; b has deviation 0.5; dy has a scale and an
-    offset of its own in each channel. Real rows are `batch` neighbours in the population, from
-    the start again where it ends. Virtual rows do not change the real ones, and one virtual row
-    is the first of two.
+    γ is 0.5 … 1.5, negative in one channel of eight; b has deviation 0.5; both are float32 under
+    the half precisions. dy has a scale and an offset of its own in each channel. Real rows are
+    `batch` neighbours in the population, from the start again where it ends. Virtual rows do not
+    change the real ones, and one virtual row is the first of two.
 
     NotApplicable where the memory format or so many virtual rows do not exist for this input,
     UsageError where the shape is not the layer's, Unavailable without the extra `real`.
@@ -97,8 +97,8 @@ def make(workload: Workload, num_virtual: int = 0, draw: int = 0) -> Inputs:
         num_virtual,
         _place(torch.cat((x, virtual)) if num_virtual else x, workload),
         _place(dy, workload),
-        _place(weight, workload),
-        _place(bias, workload),
+        _affine(weight, workload),
+        _affine(bias, workload),
     )
 
 
@@ -168,6 +168,12 @@ def _place(values: Tensor, workload: Workload) -> Tensor:
         last = torch.channels_last if placed.ndim == 4 else torch.channels_last_3d
         return placed.contiguous(memory_format=last)
     return placed.contiguous()
+
+
+def _affine(values: Tensor, workload: Workload) -> Tensor:
+    """γ and b stay in float32 under the half precisions, as mixed-precision training has them."""
+    wide = torch.float64 if workload.dtype == "float64" else torch.float32
+    return values.to(workload.device, wide)
 
 
 def _synthetic_folder(workload: Workload) -> Path:

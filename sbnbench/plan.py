@@ -16,7 +16,9 @@ from typing import Any
 import msgspec
 
 from sbnbench import keywords
+from sbnbench.environment import extras, gpus
 from sbnbench.errors import SuiteError, Unavailable, UnknownName, UsageError
+from sbnbench.layers import layer_shape
 from sbnbench.model import (
     DIRECTIONS,
     DTYPES,
@@ -24,7 +26,6 @@ from sbnbench.model import (
     MEASURES,
     Block,
     Contender,
-    Direction,
     ErrorOptions,
     LatencyOptions,
     Plan,
@@ -32,7 +33,6 @@ from sbnbench.model import (
     parse_number,
 )
 from sbnbench.registry import make_contender, normalizers, parse_contender
-from sbnbench.sources import check_source, layer_shape
 
 WORKLOAD_AXES = ("input", "batch", "dtype", "format", "device")
 
@@ -109,9 +109,9 @@ def make_plan(suite: Suite, filters: Filters, name: str) -> Plan:
         axes[axis] = axis_values(axis, text, "-a")
     measures = tuple(_known("measure", m, MEASURES, name) for m in suite.measures)
     wanted = filters.directions or tuple(suite.directions)
-    directions: tuple[Direction, ...] = tuple(
-        _known("direction", d, DIRECTIONS, name) for d in wanted
-    )  # type: ignore[misc]
+    for direction in wanted:
+        _known("direction", direction, DIRECTIONS, name)
+    directions = tuple(d for d in DIRECTIONS if d in wanted)
     contenders = _contenders(suite, axes, filters, name)
     baseline = parse_contender(suite.baseline)
     seed = suite.seed if filters.seed is None else filters.seed
@@ -172,8 +172,26 @@ def _axis_value(axis: str, value: Any, place: str) -> Any:
     if axis == "device":
         return check_device(str(value), place)
     if axis == "input":
-        return check_source(str(value), place)
+        input_of(str(value), place)
     return value
+
+
+def input_of(text: str, where: str) -> tuple[str, int, tuple[int, ...]]:
+    """Source, channels and map of `real:LAYER` or `synthetic:CxHxW` (also C, CxL, CxDxHxW)."""
+    source, _, size = text.partition(":")
+    if source == "real":
+        if lacking := extras()["real"]:
+            raise Unavailable(f"{where}: {text} needs the extra 'real': {lacking}")
+        try:
+            return text, *layer_shape(text)
+        except UsageError as error:
+            raise SuiteError(f"{where}: {error}") from error
+    if source != "synthetic" or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,3}", size):
+        raise SuiteError(
+            f"{where}: '{text}' is no input; write synthetic:64x28x28 or real:_blocks.3._bn1"
+        )
+    channels, *spatial = (int(n) for n in size.split("x"))
+    return source, channels, tuple(spatial)
 
 
 def check_device(device: str, where: str = "--device") -> str:
@@ -182,8 +200,6 @@ def check_device(device: str, where: str = "--device") -> str:
         return device
     if not re.fullmatch(r"cuda(:\d+)?", device):
         raise UnknownName("device", device, ("cpu", "cuda", "cuda:0"), f"{where}: ")
-    from sbnbench.environment import gpus
-
     found, why = gpus()
     index = int(device.partition(":")[2] or 0)
     if index >= len(found):
@@ -205,8 +221,7 @@ def _workloads(axes: Mapping[str, list[Any]], seed: int, name: str) -> Iterable[
     for source, batch, dtype, form, device in itertools.product(
         axes["input"], axes["batch"], *others
     ):
-        channels, spatial = layer_shape(source)
-        kind = source if source.startswith("real:") else "synthetic"
+        kind, channels, spatial = input_of(source, name)
         yield Workload(kind, batch, channels, spatial, dtype, form, device, seed)
 
 
@@ -226,8 +241,8 @@ def _contenders(
             contender = make_contender(base.normalizer, base.backend, params)
             found[contender.id] = contender
     for axis in extra.keys() - used:
-        params = {p.name for c in found.values() for p in normalizers()[c.normalizer].params}
-        raise UnknownName("axis", axis, {*WORKLOAD_AXES, *params}, f"{name}: ")
+        known = {p.name for c in found.values() for p in normalizers()[c.normalizer].params}
+        raise UnknownName("axis", axis, {*WORKLOAD_AXES, *known}, f"{name}: ")
     for pattern in (*filters.only, *filters.skip):
         if not any(keywords.names(pattern, c) for c in found.values()):
             known = {c.normalizer for c in found.values()} | set(found)

@@ -9,6 +9,7 @@ backward in float64.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ NAMES = ("y", "dx", "dweight", "dbias", "running_mean", "running_var")
 
 def results(bench: Bench, inputs: Inputs, seed: int) -> dict[str, Tensor | None]:
     """What one training step of the bench's op gives on `inputs`, from a fresh state."""
-    state = new_state(inputs, seed)
+    state = new_state(inputs.weight, seed)
     y, saved = bench.op.forward(inputs.x, inputs.weight, inputs.bias, state)
     dx, dweight, dbias = bench.op.backward(inputs.dy, saved)[:3]
     found = (y, dx, dweight, dbias, state.running_mean, state.running_var)
@@ -50,16 +51,16 @@ def reference(contender: Contender, inputs: Inputs, seed: int) -> dict[str, Tens
     normalizer = normalizers()[contender.normalizer]
     backend = "eager" if "eager" in normalizer.backends else contender.backend
     op: Any = build(Contender(contender.normalizer, backend, contender.params))
-    exact = inputs.double()
-    state = new_state(exact, seed)
+    x, dy, weight, bias = inputs.double()
+    state = new_state(weight, seed)
     if not getattr(op, "exact_gradient", True):
-        y, saved = op.forward(exact.x, exact.weight, exact.bias, state)
-        gradients = op.backward(exact.dy, saved)[:3]
+        y, saved = op.forward(x, weight, bias, state)
+        gradients = op.backward(dy, saved)[:3]
     else:
-        leaves = [t.detach().requires_grad_() for t in (exact.x, exact.weight, exact.bias)]
+        leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
         with torch.enable_grad():
             y, _ = op.forward(*leaves, state)
-            gradients = torch.autograd.grad(y, leaves, exact.dy, allow_unused=True)
+            gradients = torch.autograd.grad(y, leaves, dy, allow_unused=True)
     found = (y.detach(), *gradients, state.running_mean, state.running_var)
     return dict(zip(NAMES, found, strict=True))
 
@@ -107,21 +108,22 @@ def distance(got: Tensor, right: Tensor) -> float:
     One element in a heavy-tailed output may be far above the RMS, and is rounded relatively.
     """
     right = right.double()
-    difference = (got.double() - right).abs()
+    difference = (got.to(right.device, torch.float64) - right).abs()
     scale = right.square().mean().sqrt() + right.abs()
     floor = torch.finfo(torch.float64).tiny
     return float((difference / scale.clamp_min(floor)).max()) if right.numel() else 0.0
 
 
 @contextlib.contextmanager
-def fresh_memory_is_nan() -> Any:
+def fresh_memory_is_nan() -> Iterator[None]:
     """Inside, `torch.empty` is filled with NaN, so that unwritten elements show."""
     was = torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fills: Any = torch.utils.deterministic
+    fill = fills.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    fills.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        fills.fill_uninitialized_memory = fill

@@ -64,7 +64,7 @@ def import_everything() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "interop_threads": torch.get_num_interop_threads(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "mkldnn": torch.backends.mkldnn.is_available(),
+            "mkldnn": torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
             "cuda": torch.version.cuda,
         }
     }
@@ -88,8 +88,9 @@ def prepare(task: Task, send: Send) -> None:
     """Make the inputs that take long, once, into the cache."""
     from sbnbench import activations
 
-    layers = [s.removeprefix("real:") for s in task.sources]
-    activations.prepare(layers, lambda done, total: send(Progress("activations", done, total)))
+    activations.prepare(
+        task.sources, lambda done, total: send(Progress("activations", done, total))
+    )
 
 
 def run_block(task: Task, send: Send) -> None:
@@ -184,12 +185,9 @@ def examine(bench: Any, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def recheck(bench: Any, seed: int) -> None:
     """Verify again after timing, on inputs that this bench has not seen."""
-    from sbnbench import inputs
-    from sbnbench.bench import virtual_rows
     from sbnbench.verify import check
 
-    fresh = inputs.make(bench.inputs.workload, virtual_rows(bench.contender), draw=1)
-    check(bench, fresh, seed + 1)
+    check(bench, bench.inputs.fresh(1), seed + 1)
 
 
 def measure_errors(standing: Standing, block: Any, seed: int, send: Send) -> None:
