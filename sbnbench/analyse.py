@@ -1,0 +1,247 @@
+"""Records → verdicts, means over layers, fronts and series. Pure: no torch, no files, no drawing.
+
+A ratio is the baseline's time over the contender's: above 1 is faster than the baseline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from sbnbench import units
+from sbnbench.model import Direction, Estimate, Plan, Record, Workload
+
+Verdict = Literal["FASTER", "SLOWER", "SAME", "UNCLEAR"]
+VERDICTS: tuple[Verdict, ...] = ("FASTER", "SAME", "SLOWER", "UNCLEAR")
+THRESHOLD = 0.05
+"""The smallest relative change worth acting on."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict and, in words, why."""
+
+    verdict: Verdict
+    reason: str
+
+
+def judge(ratio: Estimate, threshold: float = THRESHOLD) -> Judgement:
+    """The verdict on one ratio, from where its whole interval [low, high] lies.
+
+    With q = 1 + threshold, the positive numbers fall into three regions:
+
+        SLOWER: below 1/q        SAME: from 1/q to q        FASTER: above q
+
+    A verdict is given when the interval lies in one region; one that touches two is UNCLEAR.
+
+    - Exclusive and exhaustive: the regions do not overlap, and whatever is in none is UNCLEAR.
+    - Monotone: a larger ratio never gets a worse verdict, and a narrower interval inside the old
+      one never changes a verdict that was given, it can only settle an UNCLEAR.
+    - Symmetric: contender and baseline exchanged (ratio → 1/ratio) exchange FASTER and SLOWER.
+      That is why the lower edge is 1/q and not 1 − threshold.
+    - Each verdict is a claim about the true ratio that fails as rarely as the interval does. An
+      interval above 1 with its estimate above q would not do: it says faster with confidence,
+      but *by more than the threshold* only as a guess, and half of such guesses at a true ratio
+      of q are wrong. Such a result is UNCLEAR, and the reason says that it is faster.
+    """
+    edge = 1 + threshold
+    low, high = ratio.low, ratio.high
+    if low is None or high is None or not (0 < low <= high < math.inf):
+        return Judgement("UNCLEAR", "the ratio has no usable interval")
+    span = f"interval {units.interval(ratio)}"
+    if low > edge:
+        return Judgement("FASTER", f"{span} lies above {edge:.3g}")
+    if high < 1 / edge:
+        return Judgement("SLOWER", f"{span} lies below {1 / edge:.3g}")
+    if low >= 1 / edge and high <= edge:
+        return Judgement("SAME", f"{span} lies within {1 / edge:.3g}–{edge:.3g}")
+    limit = units.percent(threshold)
+    if low > 1:
+        return Judgement("UNCLEAR", f"faster, but perhaps by less than {limit}: {span}")
+    if high < 1:
+        return Judgement("UNCLEAR", f"slower, but perhaps by less than {limit}: {span}")
+    return Judgement("UNCLEAR", f"{span} spans the threshold of {limit}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A latency record with a ratio, and its verdict."""
+
+    record: Record
+    ratio: Estimate
+    judgement: Judgement
+
+
+def comparisons(records: Iterable[Record], threshold: float = THRESHOLD) -> list[Comparison]:
+    """A comparison for each latency record that succeeded, in the records' order."""
+    return [
+        Comparison(record, ratio, judge(ratio, threshold))
+        for record in records
+        if record.measure == "latency" and record.status == "ok"
+        if (ratio := record.estimates.get("ratio")) is not None
+    ]
+
+
+def geometric_mean(estimates: Sequence[Estimate]) -> Estimate:
+    """exp(mean log value) of positive estimates, with an interval.
+
+    With d_i = log(value_i / low_i), the lower end is mean · exp(−√(Σ d_i²) / n), the upper
+    likewise: errors of blocks are independent, each being measured in processes of its own. The
+    interval is about the mean of these workloads on this machine, not about other workloads. It
+    is absent where one of the parts has none. Raises ValueError for none or for values ≤ 0.
+    """
+    if not estimates or any(e.value <= 0 for e in estimates):
+        raise ValueError("a geometric mean wants positive values, at least one")
+    n = len(estimates)
+    centre = sum(math.log(e.value) for e in estimates) / n
+    down = up = 0.0
+    for e in estimates:
+        if e.low is None or e.high is None or e.low <= 0:
+            return Estimate(math.exp(centre), unit=estimates[0].unit, level=estimates[0].level)
+        down += math.log(e.value / e.low) ** 2
+        up += math.log(e.high / e.value) ** 2
+    return Estimate(
+        math.exp(centre),
+        math.exp(centre - math.sqrt(down) / n),
+        math.exp(centre + math.sqrt(up) / n),
+        unit=estimates[0].unit,
+        level=min(e.level for e in estimates),
+    )
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What must agree for results to be put together: everything but layer, batch, direction."""
+
+    device: str
+    dtype: str
+    format: str
+    baseline: str
+
+
+def conditions(record: Record) -> Conditions:
+    w = record.workload
+    return Conditions(w.device, w.dtype, w.format, record.baseline)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One contender at one batch size and direction: geometric mean over the layers it ran on."""
+
+    conditions: Conditions
+    contender: str
+    direction: Direction | None
+    batch: int
+    ratio: Estimate
+    judgement: Judgement
+    layers: int
+    of: int
+    """How many layers any contender ran on there; a mean over fewer is not comparable."""
+
+    @property
+    def complete(self) -> bool:
+        return self.layers == self.of
+
+
+def summaries(found: Iterable[Comparison], threshold: float = THRESHOLD) -> list[Summary]:
+    """Means over layers, one for each contender, direction and batch; in order of appearance."""
+    grouped = group(
+        found, lambda c: (conditions(c.record), c.record.direction, c.record.workload.batch)
+    )
+    result = []
+    for (where, direction, batch), members in grouped.items():
+        layers = {setting(c.record.workload) for c in members}
+        for contender, own in group(members, lambda c: c.record.contender).items():
+            ratio = geometric_mean([c.ratio for c in own])
+            covered = len({setting(c.record.workload) for c in own})
+            verdict = judge(ratio, threshold)
+            result.append(
+                Summary(where, contender, direction, batch, ratio, verdict, covered, len(layers))
+            )
+    return result
+
+
+def best(found: Iterable[Summary]) -> Summary | None:
+    """The largest ratio, the baseline itself left out.
+
+    A mean over fewer layers than others have competes only where none is complete: it may owe
+    its place to the layers it lacks.
+    """
+    rivals = [s for s in found if s.contender != s.conditions.baseline]
+    rivals = [s for s in rivals if s.complete] or rivals
+    return max(rivals, key=lambda s: s.ratio.value, default=None)
+
+
+def front(points: Iterable[T], cost: Callable[[T], float], gain: Callable[[T], float]) -> list[T]:
+    """The Pareto front: points than which none costs less and gains as much, by rising cost."""
+    kept: list[T] = []
+    for point in sorted(points, key=lambda p: (cost(p), -gain(p))):
+        if not kept or gain(point) > gain(kept[-1]):
+            kept.append(point)
+    return kept
+
+
+Setting = tuple[str, int, tuple[int, ...], str, str, str, int]
+
+
+def setting(workload: Workload) -> Setting:
+    """A workload without its batch size: what one line of a plot against batch keeps fixed."""
+    w = workload
+    return (w.source, w.channels, w.spatial, w.dtype, w.format, w.device, w.seed)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a plot: a contender's estimates by batch size."""
+
+    contender: str
+    batches: tuple[int, ...]
+    values: tuple[Estimate, ...]
+
+
+def series(records: Iterable[Record], name: str) -> list[Series]:
+    """The estimate `name` against batch, a line a contender, in order of appearance.
+
+    Takes the records of one setting, measure and direction, without what failed.
+    """
+    having = [r for r in records if r.status == "ok" and name in r.estimates]
+    lines = []
+    for contender, own in group(having, lambda r: r.contender).items():
+        own.sort(key=lambda r: r.workload.batch)
+        lines.append(
+            Series(
+                contender,
+                tuple(r.workload.batch for r in own),
+                tuple(r.estimates[name] for r in own),
+            )
+        )
+    return lines
+
+
+def missing(plan: Plan, records: Iterable[Record]) -> list[tuple[str, str, str, str]]:
+    """Keys of results that were planned and have no record: the run was interrupted."""
+    present = {r.key for r in records}
+    wanted = [
+        (block.id, contender.id, measure, direction)
+        for block in plan.blocks
+        for contender in block.contenders
+        for measure in block.measures
+        for direction in (block.directions if measure == "latency" else ("",))
+    ]
+    return [key for key in wanted if key not in present]
+
+
+K = TypeVar("K")
+
+
+def group(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Items by key, keys in order of appearance."""
+    groups: dict[K, list[T]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return dict(groups)
