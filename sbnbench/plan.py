@@ -45,8 +45,8 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     axes: dict[str, list[int | float | str] | str]
     description: str = ""
     baseline: str = "bn@aten"
-    measures: list[str] = ["latency"]
-    directions: list[str] = list(DIRECTIONS)
+    measures: tuple[str, ...] = ("latency",)
+    directions: tuple[str, ...] = DIRECTIONS
     latency: LatencyOptions = LatencyOptions()
     error: ErrorOptions = ErrorOptions()
     seed: int = 0
@@ -108,7 +108,7 @@ def make_plan(suite: Suite, filters: Filters, name: str) -> Plan:
     for axis, text in filters.axes.items():
         axes[axis] = axis_values(axis, text, "-a")
     measures = tuple(_known("measure", m, MEASURES, name) for m in suite.measures)
-    wanted = filters.directions or tuple(suite.directions)
+    wanted = filters.directions or suite.directions
     for direction in wanted:
         _known("direction", direction, DIRECTIONS, name)
     directions = tuple(d for d in DIRECTIONS if d in wanted)

@@ -60,7 +60,7 @@ def import_everything() -> dict[str, Any]:
 
     return {
         "torch": {
-            "version": torch.__version__,
+            "version": str(torch.__version__),
             "threads": torch.get_num_threads(),
             "interop_threads": torch.get_num_interop_threads(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -102,9 +102,7 @@ def test_axis_values(values: object, wanted: list[int]) -> None:
         (("synthetic:8x4x4", "real:_blocks.3._bn7"), "unknown layer"),
     ],
 )
-def test_bad_suites_name_the_place(
-    tmp_path: Path, change: tuple[str, str], message: str
-) -> None:
+def test_bad_suites_name_the_place(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     assert change[0] in SUITE
     with pytest.raises(UsageError, match=message.replace("[", r"\[")):
         plan(tmp_path, SUITE.replace(*change))

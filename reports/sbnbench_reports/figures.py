@@ -21,6 +21,7 @@ from sbnbench_reports import svg
 from sbnbench_reports.palette import Style
 from sbnbench_reports.text import DIRECTION, count, main_direction, times
 
+
 @dataclass(frozen=True)
 class Look:
     """What all figures of a report share: the contenders' styles and the verdicts' threshold."""

@@ -139,7 +139,15 @@ def _row(record: Record, verdict: str, remark: str, labels: Labels,
          cells: Mapping[str, Cell]) -> Row:  # fmt: skip
     notes = tuple(sorted(labels.notes[note] for note in record.notes))
     direction = DIRECTION[record.direction] if record.direction else ""
-    return Row(record, labels.layers[analyse.setting(record.workload)], direction, verdict, remark, notes, cells)
+    return Row(
+        record,
+        labels.layers[analyse.setting(record.workload)],
+        direction,
+        verdict,
+        remark,
+        notes,
+        cells,
+    )
 
 
 def _cell(estimate: Estimate | None, text: object) -> Cell:
@@ -191,9 +199,7 @@ def failures(records: Iterable[Record]) -> list[Failure]:
     bad = [r for r in records if r.status != "ok"]
     grouped = analyse.group(bad, lambda r: (r.status, r.contender, r.reason))
     rows = [
-        Failure(
-            contender, STATUS[status], status in FAILED, _places(own), reason, REMEDY[status]
-        )
+        Failure(contender, STATUS[status], status in FAILED, _places(own), reason, REMEDY[status])
         for (status, contender, reason), own in grouped.items()
     ]
     return sorted(rows, key=lambda row: not row.failed)

@@ -116,6 +116,11 @@ class SampledNorm:
         dbias = None if saved.bias_dtype is None else sum_dy.to(saved.bias_dtype)
         return dx, dweight, dbias
 
+    @property
+    def exact_gradient(self) -> bool:
+        """Whether backward is the derivative of forward."""
+        return self.mode == "exact" or isinstance(self.sampler, Everything)
+
     def statistics(self, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (C,) of the next draw; advances `state.step` alone."""
         check_input(x)
