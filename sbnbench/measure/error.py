@@ -1,6 +1,0 @@
-class ErrorStudy:
-    def __init__(self, w, o, s):
-        pass
-
-    def measure(self, op, c):
-        return {}, {}, {}
