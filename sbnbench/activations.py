@@ -187,32 +187,34 @@ def _images() -> Iterator[Tensor]:
 
 
 def _crops() -> Iterator[NDArray[np.float32]]:
-    """Random resized, mirrored and jittered crops, (3, SIZE, SIZE), for ever.
-
-    Each round visits every photograph once, in an order of its own that does not begin with the
-    photograph that the round before ended with.
-    """
+    """Random resized, jittered and mirrored crops, (3, SIZE, SIZE), for ever."""
     from PIL import Image
 
     pictures = [Image.open(path).convert("RGB") for path in _photographs()]
     draw = np.random.Generator(np.random.Philox(_SEED))
+    for index in _order(len(pictures), draw):
+        picture = pictures[index]
+        box = _box(picture.width, picture.height, draw)
+        crop = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
+        pixels = (np.asarray(crop, dtype=np.float32) - 127) / 128
+        brightness, contrast = draw.uniform(1 - _JITTER, 1 + _JITTER, size=2)
+        middle = pixels.mean()
+        pixels = (pixels - middle) * contrast + (middle + 1) * brightness - 1
+        if draw.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        yield np.ascontiguousarray(pixels.clip(-1, 1).transpose(2, 0, 1), dtype=np.float32)
+
+
+def _order(count: int, draw: np.random.Generator) -> Iterator[int]:
+    """Which photograph each crop is of: every round visits all, in an order of its own that does
+    not begin with the one that the round before ended with."""
     last = -1
     while True:
-        order = draw.permutation(len(pictures))
+        order = draw.permutation(count).tolist()
         if order[0] == last:
-            order = order[::-1]
+            order.reverse()
         last = order[-1]
-        for index in order:
-            picture = pictures[index]
-            box = _box(picture.width, picture.height, draw)
-            crop = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
-            pixels = (np.asarray(crop, dtype=np.float32) - 127) / 128
-            brightness, contrast = draw.uniform(1 - _JITTER, 1 + _JITTER, size=2)
-            middle = pixels.mean()
-            pixels = (pixels - middle) * contrast + (middle + 1) * brightness - 1
-            if draw.random() < 0.5:
-                pixels = pixels[:, ::-1]
-            yield np.ascontiguousarray(pixels.clip(-1, 1).transpose(2, 0, 1), dtype=np.float32)
+        yield from order
 
 
 def _box(width: int, height: int, draw: np.random.Generator) -> tuple[float, float, float, float]:

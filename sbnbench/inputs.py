@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sbnbench import registry
 from sbnbench.activations import activations
 from sbnbench.errors import NotApplicable, Unavailable, UsageError
 from sbnbench.layers import LAYERS, layer_of
-from sbnbench.model import Workload
+from sbnbench.model import Contender, Workload
 from sbnbench.population import (
     ROWS,
     VIRTUAL,
@@ -95,11 +96,24 @@ def make(workload: Workload, num_virtual: int = 0, draw: int = 0) -> Inputs:
     return Inputs(
         workload,
         num_virtual,
+<<<<<<< HEAD
         _place(torch.cat((x, virtual)) if num_virtual else x, workload),
         _place(dy, workload),
         _affine(weight, workload),
         _affine(bias, workload),
+=======
+        place(torch.cat((x, virtual)) if num_virtual else x, workload),
+        place(dy, workload),
+        place(weight, workload),
+        place(bias, workload),
+>>>>>>> wt-c
     )
+
+
+def virtual_rows(contender: Contender) -> int:
+    """Rows that the harness appends for this contender: its parameter `num_virtual`, or none."""
+    params = registry.normalizers()[contender.normalizer].resolve(dict(contender.params))
+    return int(params.get("num_virtual", 0))
 
 
 def check(workload: Workload, num_virtual: int = 0) -> None:
@@ -145,6 +159,15 @@ def population(workload: Workload) -> Population:
     return found
 
 
+def place(values: Tensor, workload: Workload) -> Tensor:
+    """`values` in the workload's dtype and memory format on its device."""
+    placed = values.to(workload.device, getattr(torch, workload.dtype))
+    if workload.format == "channels_last" and placed.ndim > 3:
+        last = torch.channels_last if placed.ndim == 4 else torch.channels_last_3d
+        return placed.contiguous(memory_format=last)
+    return placed.contiguous()
+
+
 def _gradient(x: Tensor, mean: Tensor, deviation: Tensor, *key: object) -> Tensor:
     """dy = s_c · (noise + 0.3·x̂ + o_c), with s_c log-normal and o_c of deviation 0.2."""
     source = generator("gradient", *key)
@@ -162,6 +185,7 @@ def _gradient(x: Tensor, mean: Tensor, deviation: Tensor, *key: object) -> Tenso
     return dy.add_((offset - mean * slope).reshape(wide)).mul_(scale.reshape(wide))
 
 
+<<<<<<< HEAD
 def _place(values: Tensor, workload: Workload) -> Tensor:
     placed = values.to(workload.device, getattr(torch, workload.dtype))
     if workload.format == "channels_last" and placed.ndim > 3:
@@ -176,6 +200,8 @@ def _affine(values: Tensor, workload: Workload) -> Tensor:
     return values.to(workload.device, wide)
 
 
+=======
+>>>>>>> wt-c
 def _synthetic_folder(workload: Workload) -> Path:
     size = "x".join(str(n) for n in (workload.channels, *workload.spatial))
     return cache_folder() / f"synthetic-{code_hash()}" / f"{size}-{workload.seed}"

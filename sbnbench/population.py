@@ -33,6 +33,8 @@ ROWS = 256
 VIRTUAL = 16
 """Virtual rows beside it: the most that a normalizer can ask for."""
 
+Indices = Sequence[int] | NDArray[np.int64]
+
 _ABANDONED = 3600.0
 """Seconds after which an unfinished folder belongs to a process that was killed."""
 
@@ -63,20 +65,20 @@ class Population:
         """(ROWS, C, *spatial)"""
         return (ROWS, *self._rows.shape[1:])
 
-    def rows(self, indices: Sequence[int]) -> Tensor:
+    def rows(self, indices: Indices) -> Tensor:
         """The real rows at `indices` (0 … ROWS−1, repeats allowed), float32 on the CPU."""
         return self._take(np.asarray(indices, dtype=np.int64), ROWS)
 
-    def virtual(self, indices: Sequence[int]) -> Tensor:
+    def virtual(self, indices: Indices) -> Tensor:
         """The virtual rows at `indices` (0 … VIRTUAL−1), float32 on the CPU."""
         return self._take(np.asarray(indices, dtype=np.int64), VIRTUAL, start=ROWS)
 
-    def statistics(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def statistics(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """Full statistics of the batch made of these rows, (C,) float64.
 
         μ = mean of row means m_i; σ² = mean of row variances + biased variance of the m_i.
         """
-        mean, var = self._moments[:, list(indices)]
+        mean, var = self._moments[:, np.asarray(indices, dtype=np.int64)]
         return mean.mean(0), var.mean(0) + mean.var(0, correction=0)
 
     def _take(self, indices: NDArray[np.int64], count: int, start: int = 0) -> Tensor:
@@ -97,7 +99,7 @@ def open_population(folder: Path, channels: int, spatial: Sequence[int]) -> Popu
         return None
     # A file of the right size may still hold pages that were never written.
     spots = [0, ROWS // 3, ROWS - 1, ROWS + VIRTUAL - 1]
-    if not np.allclose(_moments(torch.from_numpy(rows[spots])), moments[:, spots], 1e-6, 1e-9):
+    if not np.allclose(row_moments(torch.from_numpy(rows[spots])), moments[:, spots], 1e-6, 1e-9):
         return None
     return Population(rows, moments)
 
@@ -124,7 +126,7 @@ class Writer:
         half = values.to(torch.float16).contiguous()
         stop = start + len(half)
         self._rows[start:stop] = half.numpy()
-        self._moments[:, start:stop] = _moments(half)
+        self._moments[:, start:stop] = row_moments(half)
 
     def __exit__(
         self,
@@ -157,6 +159,13 @@ class Writer:
         raise Unavailable(f"{self.folder} cannot be written; set SBNBENCH_CACHE to another folder")
 
 
+def row_moments(half: Tensor) -> NDArray[np.float64]:
+    """Mean and biased variance of each row and channel, (2, n, C)."""
+    values = half.reshape(*half.shape[:2], -1).double()
+    var, mean = torch.var_mean(values, 2, correction=0)
+    return torch.stack((mean, var)).numpy()
+
+
 def check_space(needed: int) -> None:
     """Unavailable where the disk of the cache folder has less than `needed` bytes free."""
     folder = cache_folder()
@@ -170,12 +179,6 @@ def check_space(needed: int) -> None:
             f"the activations need {needed / 2**20:.0f} MiB in {folder}, "
             f"{free / 2**20:.0f} MiB are free; set SBNBENCH_CACHE to another folder"
         )
-
-
-def _moments(half: Tensor) -> NDArray[np.float64]:
-    values = half.reshape(*half.shape[:2], -1).double()
-    var, mean = torch.var_mean(values, 2, correction=0)
-    return torch.stack((mean, var)).numpy()
 
 
 def _sweep(folder: Path) -> None:

@@ -82,8 +82,8 @@ class Channels:
 
     @cached_property
     def nearly_dead(self) -> Tensor:
-        """(C,) bool."""
-        return self._draws[4] * _DEAD_SHARE < 1
+        """(C,) bool, true for ⌊C/8⌋ channels."""
+        return self._draws[4].argsort().argsort() < self.channels // _DEAD_SHARE
 
     @cached_property
     def mean(self) -> Tensor:

@@ -1,1 +1,1 @@
-"""One module a measure."""
+"""What is taken of a block: one module a measure."""
