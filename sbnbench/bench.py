@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sbnbench import inputs
-from sbnbench.inputs import Inputs
+from sbnbench.inputs import Inputs, virtual_rows
 from sbnbench.model import Contender, Direction, Workload
-from sbnbench.registry import build, normalizers
+from sbnbench.registry import build
 from sbnbench_kernels.contract import State
 
 
@@ -36,12 +36,6 @@ class Bench:
         if direction == "bwd":
             return partial(backward, i.dy, forward()[1])
         return lambda: backward(i.dy, forward()[1])
-
-
-def virtual_rows(contender: Contender) -> int:
-    """Rows that the harness appends for this contender: its parameter `num_virtual`."""
-    normalizer = normalizers()[contender.normalizer]
-    return int(normalizer.resolve(dict(contender.params)).get("num_virtual", 0))
 
 
 def set_up(contender: Contender, workload: Workload, seed: int) -> Bench:

@@ -96,17 +96,10 @@ def make(workload: Workload, num_virtual: int = 0, draw: int = 0) -> Inputs:
     return Inputs(
         workload,
         num_virtual,
-<<<<<<< HEAD
-        _place(torch.cat((x, virtual)) if num_virtual else x, workload),
-        _place(dy, workload),
-        _affine(weight, workload),
-        _affine(bias, workload),
-=======
         place(torch.cat((x, virtual)) if num_virtual else x, workload),
         place(dy, workload),
-        place(weight, workload),
-        place(bias, workload),
->>>>>>> wt-c
+        _affine(weight, workload),
+        _affine(bias, workload),
     )
 
 
@@ -185,23 +178,12 @@ def _gradient(x: Tensor, mean: Tensor, deviation: Tensor, *key: object) -> Tenso
     return dy.add_((offset - mean * slope).reshape(wide)).mul_(scale.reshape(wide))
 
 
-<<<<<<< HEAD
-def _place(values: Tensor, workload: Workload) -> Tensor:
-    placed = values.to(workload.device, getattr(torch, workload.dtype))
-    if workload.format == "channels_last" and placed.ndim > 3:
-        last = torch.channels_last if placed.ndim == 4 else torch.channels_last_3d
-        return placed.contiguous(memory_format=last)
-    return placed.contiguous()
-
-
 def _affine(values: Tensor, workload: Workload) -> Tensor:
     """γ and b stay in float32 under the half precisions, as mixed-precision training has them."""
     wide = torch.float64 if workload.dtype == "float64" else torch.float32
     return values.to(workload.device, wide)
 
 
-=======
->>>>>>> wt-c
 def _synthetic_folder(workload: Workload) -> Path:
     size = "x".join(str(n) for n in (workload.channels, *workload.spatial))
     return cache_folder() / f"synthetic-{code_hash()}" / f"{size}-{workload.seed}"

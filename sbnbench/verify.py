@@ -98,7 +98,8 @@ def check(bench: Bench, inputs: Inputs, seed: int) -> dict[str, float]:
     for name, found_error in errors.items():
         if not found_error <= allowed:
             raise VerificationFailed(
-                f"{name} differs from float64 by {found_error:.2g} (allowed {allowed:.2g} of its RMS)"
+                f"{name} differs from float64 by {found_error:.2g} "
+                f"(allowed {allowed:.2g} of its RMS)"
             )
     return errors
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from sbnbench.messages import Ended, Errors, Event, Failed, Outcome, Progress, Ready, Spawned, Task
+from sbnbench.model import Block
 
 Send = Callable[[Event], None]
 
@@ -190,20 +191,18 @@ def recheck(bench: Any, seed: int) -> None:
     check(bench, bench.inputs.fresh(1), seed + 1)
 
 
-def measure_errors(standing: Standing, block: Any, seed: int, send: Send) -> None:
+def measure_errors(standing: Standing, block: Block, seed: int, send: Send) -> None:
     from sbnbench.failures import classify
-    from sbnbench.measure.error import ErrorStudy
+    from sbnbench.measure.error import measure_error
 
-    study = ErrorStudy(block.workload, block.error, seed)
     for bench in standing.benches:
         name = bench.contender.id
         try:
-            estimates, samples, facts = study.measure(bench.op, bench.contender)
+            found = measure_error(bench.op, bench.contender, block.workload, block.error, seed)
         except Exception as error:
-            status, reason = classify(error)
-            send(Errors(name, status, reason))
+            send(Errors(name, *classify(error)))
         else:
-            send(Errors(name, "ok", "", estimates, samples, facts))
+            send(Errors(name, "ok", "", *found))
 
 
 def throttled(send: Send, step: int, steps: int) -> Callable[[float], None]:

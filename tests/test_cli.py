@@ -111,7 +111,8 @@ def test_report_needs_no_torch(finished: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from sbnbench import cli\n"
-        f"sys.argv = ['sbnbench', 'report', {str(finished)!r}, '--out', {str(tmp_path / 'r.html')!r}]\n"
+        f"sys.argv = ['sbnbench', 'report', {str(finished)!r},"
+        f" '--out', {str(tmp_path / 'r.html')!r}]\n"
         "cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -20,7 +20,7 @@ version = "1.0"
 rms = "sbn_rms:NORMALIZER"
 """
 
-MODULE = '''\
+MODULE = """\
 from sbnbench import Normalizer, Param
 class Rms:
     def __init__(self, eps): self.eps = eps
@@ -36,7 +36,7 @@ class Rms:
         return dx, (dy * xhat).sum(axes), dy.sum(axes)
 NORMALIZER = Normalizer("rms", "RMS of a channel", "γx/√(mean x²+ε)+b", "this test",
     {"eager": "sbn_rms:Rms"}, (Param("eps", "float", 1e-5, "ε"),))
-'''
+"""
 
 SUITE = """
 title = "With a plug-in"
@@ -66,9 +66,7 @@ def install(folder: Path, module: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
-def sbnbench(
-    environment: dict[str, str], *arguments: object
-) -> subprocess.CompletedProcess[str]:
+def sbnbench(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "sbnbench", *map(str, arguments)],
         env=environment,
@@ -116,7 +114,10 @@ def test_a_plug_in_with_a_wrong_gradient_is_not_timed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "reason"),
-    [("import nothing_of_this_name", "nothing_of_this_name"), ("NORMALIZER = 3", "not a Normalizer")],
+    [
+        ("import nothing_of_this_name", "nothing_of_this_name"),
+        ("NORMALIZER = 3", "not a Normalizer"),
+    ],
 )
 def test_a_plug_in_that_does_not_load_is_named_and_stops_nothing(
     tmp_path: Path, module: str, reason: str

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sbnbench import inputs, verify
-from sbnbench.bench import Bench, new_state, virtual_rows
+from sbnbench.bench import Bench, new_state
 from sbnbench.errors import NotApplicable, VerificationFailed
+from sbnbench.inputs import virtual_rows
 from sbnbench.model import Workload
 from sbnbench.registry import build, parse_contender
 
@@ -70,9 +71,7 @@ def test_what_is_right_passes(text: str, form: str, dtype: str) -> None:
     assert {"y", "dx", "dweight", "dbias"} <= errors.keys()
 
 
-@pytest.mark.parametrize(
-    "spatial", [(), (9,), (4, 3, 5)], ids=["N,C", "N,C,L", "N,C,D,H,W"]
-)
+@pytest.mark.parametrize("spatial", [(), (9,), (4, 3, 5)], ids=["N,C", "N,C,L", "N,C,D,H,W"])
 def test_other_shapes(spatial: tuple[int, ...]) -> None:
     found = bench("bn@aten", Workload("synthetic", 8, 3, spatial))
     with torch.no_grad():
@@ -227,5 +226,8 @@ def test_what_does_not_apply_says_so() -> None:
     found = bench("gn[groups=4]@aten")
     with torch.no_grad(), pytest.raises(NotApplicable, match="groups"):
         found.op.forward(
-            found.inputs.x, found.inputs.weight, found.inputs.bias, new_state(found.inputs.weight, 0)
+            found.inputs.x,
+            found.inputs.weight,
+            found.inputs.bias,
+            new_state(found.inputs.weight, 0),
         )

@@ -14,9 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sbnbench import analyse, units
-from sbnbench.analyse import THRESHOLD, VERDICTS
-from sbnbench.model import Contender, Plan
-from sbnbench_reports import Run, figures, palette, tables, text
+from sbnbench.analyse import THRESHOLD
+from sbnbench_reports import Run, palette, tables, text
 
 
 def render(run: Run, threshold: float = THRESHOLD) -> str:
