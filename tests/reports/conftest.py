@@ -107,7 +107,10 @@ def _failure(workload: Workload, contender: Contender) -> tuple[Any, str]:
         case "ghost" if workload.batch < 4:
             return "not-applicable", f"batch {workload.batch} is smaller than one sub-batch of 4"
         case "brn" if workload.channels == 672 and workload.batch >= 16:
-            return "failed-verification", "dx differs from float64 by 3.1e-2 of its RMS (limit 1e-5)"
+            return (
+                "failed-verification",
+                "dx differs from float64 by 3.1e-2 of its RMS (limit 1e-5)",
+            )
         case "ns" if workload.batch == 32:
             return "timeout", "no result within 120 s"
         case "vdn" if workload.batch == 1 and workload.channels == 672:
