@@ -1,0 +1,297 @@
+"""What a user sees in the terminal. The only module that knows rich."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from time import monotonic
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from sbnbench import units
+from sbnbench.model import FAILED, Block, Plan, Record, Workload, format_param
+from sbnbench.observer import Observer
+
+SIGN = {"FASTER": "▲", "SLOWER": "▼", "SAME": "=", "UNCLEAR": "?"}
+STYLE = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNCLEAR": "yellow"}
+PIPED_WIDTH = 200
+"""Columns where nobody looks: wide enough that a table is never cut."""
+
+
+def make_console(stderr: bool = False) -> Console:
+    """A console: styled on a terminal, plain and wide in a pipe. rich honours NO_COLOR itself."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPED_WIDTH
+    return Console(stderr=stderr, highlight=False, width=width)
+
+
+def table(
+    console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
+) -> None:
+    """A table; cells are rich markup."""
+    shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        shown.add_column(column, overflow="fold", no_wrap=index == 0)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print()
+
+
+class PlainObserver(Observer):
+    """One line a block, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.total = self.done = 0
+        self.start = monotonic()
+        self.said = 0.0
+
+    def __enter__(self) -> PlainObserver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def started(self, plan: Plan, todo: list[Block]) -> None:
+        self.total = len(todo)
+        self.console.print(f"{plan.title}: {len(todo)} blocks", markup=False)
+
+    def preparing(self, what: str, done: float, total: float) -> None:
+        if monotonic() - self.said > 2 or done >= total:
+            self.said = monotonic()
+            self.console.print(f"preparing {what}: {done:.0f} of {total:.0f}", markup=False)
+
+    def block_done(self, block: Block, records: list[Record], seconds: float) -> None:
+        self.done += 1
+        spent = monotonic() - self.start
+        left = spent / self.done * (self.total - self.done)
+        failed = sum(r.status in FAILED for r in records)
+        self.console.print(
+            f"[{self.done}/{self.total}] {describe(block.workload)}: {units.duration(seconds)}"
+            f"{f', {failed} failed' if failed else ''}; {units.duration(left)} left",
+            markup=False,
+        )
+
+
+class LiveObserver(Observer):
+    """A progress bar with the block, the time gone and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[count]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]} left"),
+            console=console,
+            transient=True,
+        )
+        self.task: TaskID | None = None
+        self.total = self.done = 0
+        self.start = monotonic()
+
+    def __enter__(self) -> LiveObserver:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def started(self, plan: Plan, todo: list[Block]) -> None:
+        self.total = len(todo)
+        self.task = self.progress.add_task("starting", total=self.total, count="", left="?")
+
+    def preparing(self, what: str, done: float, total: float) -> None:
+        self._show(f"preparing {what}", 0.0, f"{done:.0f}/{total:.0f}", "a moment")
+        self.start = monotonic()
+
+    def block_started(self, block: Block) -> None:
+        self._block = block
+        self.block_progress(block, 0.0)
+
+    def block_progress(self, block: Block, fraction: float) -> None:
+        at = self.done + fraction
+        spent = monotonic() - self.start
+        left = units.duration(spent / at * (self.total - at)) if at > 0.3 else "?"
+        self._show(describe(block.workload), at, f"{self.done + 1}/{self.total}", left)
+
+    def block_done(self, block: Block, records: list[Record], seconds: float) -> None:
+        self.done += 1
+
+    def _show(self, what: str, at: float, count: str, left: str) -> None:
+        assert self.task is not None
+        self.progress.update(
+            self.task, description=escape(what), completed=at, count=count, left=left
+        )
+
+
+def describe(w: Workload) -> str:
+    """A workload in a line: `_blocks.3._bn1 144×28×28, batch 4, float32`."""
+    extra = "".join(f", {v}" for v in (w.format, w.device) if v not in ("contiguous", "cpu"))
+    return f"{w.layer}, batch {w.batch}, {w.dtype}{extra}"
+
+
+def show_results(console: Console, records: list[Record], threshold: float) -> None:
+    """The final tables: contenders by batch, one table a layer, for the widest direction."""
+    latency = [r for r in records if r.measure == "latency"]
+    if latency:
+        direction = next(
+            d for d in ("fwd_bwd", "fwd", "bwd") if any(r.direction == d for r in latency)
+        )
+        _by_batch(
+            console,
+            [r for r in latency if r.direction == direction],
+            f"speed of {direction} against {latency[0].baseline}, 95 % interval",
+            lambda r: _speed(r, threshold),
+        )
+    errors = [r for r in records if r.measure == "error"]
+    if errors:
+        _by_batch(
+            console,
+            errors,
+            "error of the variance against the batch's own, median over channels",
+            _error,
+        )
+    console.print(
+        "[green]▲ faster[/]  [red]▼ slower[/]  = same  [yellow]? unclear[/]   "
+        f"at a threshold of {units.percent(threshold)}; ratio = baseline's time / contender's"
+    )
+
+
+def _by_batch(console: Console, records: list[Record], title: str, cell: object) -> None:
+    assert callable(cell)
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        w = record.workload
+        extra = "".join(f", {v}" for v in (w.dtype, w.format, w.device))
+        groups.setdefault(f"{w.layer}{extra}", []).append(record)
+    for layer, group in sorted(groups.items()):
+        batches = sorted({r.workload.batch for r in group})
+        rows: dict[str, dict[int, str]] = {}
+        for r in group:
+            rows.setdefault(r.contender, {})[r.workload.batch] = cell(r)
+        table(
+            console,
+            f"{escape(layer)}: {title}",
+            ["contender", *(f"batch {b}" for b in batches)],
+            ([escape(name), *(cells.get(b, "") for b in batches)] for name, cells in rows.items()),
+        )
+
+
+def _speed(record: Record, threshold: float) -> str:
+    from sbnbench.statistics import decide  # scipy: not for `list` and `--help`
+
+    ratio = record.estimates.get("ratio")
+    if record.status != "ok" or ratio is None:
+        return f"[dim]{record.status}[/]"
+    found, _ = decide(ratio, threshold)
+    text = f"{units.ratio(ratio)} {SIGN[found]}"
+    return f"[{STYLE[found]}]{text}[/]" if STYLE[found] else text
+
+
+def _error(record: Record) -> str:
+    estimate = record.estimates.get("var_batch_median")
+    if record.status != "ok" or estimate is None:
+        return f"[dim]{record.status}[/]"
+    return units.percent(estimate.value)
+
+
+def observer(console: Console) -> LiveObserver | PlainObserver:
+    """The watcher that fits: a bar on a terminal, lines in a pipe."""
+    return LiveObserver(console) if console.is_terminal else PlainObserver(console)
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """`--dry-run`: what would be run."""
+    console.print(f"{plan.title}\n{plan.description.strip()}\n", markup=False)
+    table(
+        console,
+        f"{len(plan.blocks)} blocks",
+        ["block", "workload", "measures", "directions", "contenders"],
+        (
+            [
+                b.id,
+                escape(describe(b.workload)),
+                ", ".join(b.measures),
+                ", ".join(b.directions),
+                escape(", ".join(c.id for c in b.contenders)),
+            ]
+            for b in plan.blocks
+        ),
+    )
+    seconds = sum(len(b.directions) * b.latency.seconds for b in plan.blocks)
+    console.print(f"measuring time about {units.duration(seconds)}, and verification")
+
+
+def show_listing(console: Console, found: dict[str, Any], long: bool) -> None:
+    """`sbnbench list`."""
+    for kind, entries in found.items():
+        if isinstance(entries, dict):
+            table(
+                console,
+                kind,
+                ["plug-in", "reason"],
+                ([escape(a), escape(b)] for a, b in entries.items()),
+            )
+        elif kind == "normalizers":
+            _show_normalizers(console, entries, long)
+        else:
+            rows = (
+                [
+                    e["name"],
+                    escape(e.get("problem") or e.get("title") or e.get("help") or "available"),
+                ]
+                for e in entries
+            )
+            table(console, kind, ["name", ""], rows)
+
+
+def _show_normalizers(console: Console, entries: list[dict[str, Any]], long: bool) -> None:
+    if not long:
+        rows = (
+            [e["name"], e["kind"], ", ".join(e["backends"]), escape(e["title"]), e["provider"]]
+            for e in entries
+        )
+        table(console, "normalizers", ["name", "kind", "backends", "title", "from"], rows)
+        return
+    for e in entries:
+        console.print(f"[bold]{escape(e['name'])}[/]  {escape(e['title'])} (kind {e['kind']})")
+        console.print(f"  {e['formula']}\n  source: {e['source']}", markup=False)
+        console.print(f"  backends: {', '.join(e['backends'])}", markup=False)
+        for p in e["params"]:
+            console.print(
+                f"  {p['name']} = {format_param(p['default'])}  [{p['bounds']}]  {p['help']}",
+                markup=False,
+            )
+        console.print(e["notes"] and f"  {e['notes']}", markup=False)
+
+
+def show_diagnosis(console: Console, found: dict[str, Any]) -> None:
+    """`sbnbench doctor`."""
+    for name, value in found["environment"].items():
+        text = (
+            "; ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+            if isinstance(value, dict)
+            else str(value)
+        )
+        console.print(f"[bold]{name}[/] {escape(text)}")
+    console.print()
+    for kind in ("backends", "extras"):
+        rows = (
+            [name, escape(problem) if problem else "[green]available[/]"]
+            for name, problem in found[kind].items()
+        )
+        table(console, kind, ["name", ""], rows)
+    for name, reason in found["plug-ins that did not load"].items():
+        console.print(f"[red]plug-in did not load[/] {escape(name)}: {escape(reason)}")

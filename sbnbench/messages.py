@@ -1,0 +1,95 @@
+"""What the parent and a worker say to each other: one JSON object a line. No torch.
+
+Parent to worker: Task. Worker to parent: Ready once, then per task Spawned, any number of
+Progress, Outcome, Sampled and Errors, at most one Failed, and Ended.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sbnbench.model import Block, Direction, Estimate, Status
+
+
+class Task(msgspec.Struct, frozen=True):
+    """Run a block once in a fresh process, or (without a block) prepare inputs.
+
+    `process` counts the processes of the block. The first verifies and measures the error; the
+    others time what it left: `contenders` are the ids still standing.
+    """
+
+    block: Block | None = None
+    process: int = 0
+    seed: int = 0
+    contenders: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The worker has imported torch and takes tasks."""
+
+    facts: dict[str, Any]
+
+
+class Spawned(msgspec.Struct, frozen=True, tag=True):
+    """A fresh process has begun the task."""
+
+    pid: int
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """`done` of `total` of what `what` names."""
+
+    what: str
+    done: float
+    total: float
+
+
+class Outcome(msgspec.Struct, frozen=True, tag=True):
+    """How a contender stood the verification: `ok`, or why it is not timed."""
+
+    contender: str
+    status: Status
+    reason: str = ""
+    facts: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+
+
+class Sampled(msgspec.Struct, frozen=True, tag=True):
+    """Pairs of one contender and one direction, in seconds a call."""
+
+    contender: str
+    direction: Direction
+    time: list[float]
+    baseline: list[float]
+    loops: int
+    baseline_loops: int
+
+
+class Errors(msgspec.Struct, frozen=True, tag=True):
+    """The estimation error of one contender."""
+
+    contender: str
+    status: Status
+    reason: str = ""
+    estimates: dict[str, Estimate] = {}
+    samples: dict[str, list[list[float]]] = {}
+    facts: dict[str, Any] = {}
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The task as a whole could not be run; no contender is to blame."""
+
+    reason: str
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """The process of a task is gone: `code` is its exit code, negative for a signal."""
+
+    code: int
+
+
+Event = Ready | Spawned | Progress | Outcome | Sampled | Errors | Failed | Ended
+"""Anything a worker says."""

@@ -1,0 +1,223 @@
+"""The child process that runs blocks: `python -m sbnbench.worker`.
+
+It imports torch once and forks a fresh process for every task, so each task has an address space
+of its own (placement in memory biases a contender by per cents) at the price of milliseconds
+instead of a second of imports. It never computes anything itself: a process that has started
+OpenMP threads or CUDA must not be forked. Where there is no fork, it serves one task and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import traceback
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, BinaryIO
+
+import msgspec
+
+from sbnbench.messages import Ended, Errors, Event, Failed, Outcome, Progress, Ready, Spawned, Task
+
+Send = Callable[[Event], None]
+
+
+def main() -> int:
+    """Serve tasks from standard input until it closes."""
+    # Standard output is the channel: what libraries print goes to standard error instead.
+    channel = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    send = sender(channel)
+    send(Ready(import_everything()))
+    decoder = msgspec.json.Decoder(Task)
+    for line in sys.stdin.buffer:
+        task = decoder.decode(line)
+        if not hasattr(os, "fork"):
+            send(Spawned(os.getpid()))
+            send(Ended(run(task, send)))
+            return 0
+        pid = os.fork()
+        if pid == 0:
+            os._exit(run(task, send))
+        send(Spawned(pid))
+        _, status = os.waitpid(pid, 0)
+        send(Ended(os.waitstatus_to_exitcode(status)))
+    return 0
+
+
+def sender(channel: BinaryIO) -> Send:
+    return lambda event: (channel.write(msgspec.json.encode(event) + b"\n"), None)[1]
+
+
+def import_everything() -> dict[str, Any]:
+    """Import what a task needs, and say what torch knows of itself."""
+    import torch
+
+    import sbnbench.measure.error
+    import sbnbench.measure.latency
+    import sbnbench.verify  # noqa: F401
+
+    return {
+        "torch": {
+            "version": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "interop_threads": torch.get_num_interop_threads(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "mkldnn": torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+            "cuda": torch.version.cuda,
+        }
+    }
+
+
+def run(task: Task, send: Send) -> int:
+    """Run one task in this process: 0, or 1 where the task itself could not be run."""
+    try:
+        if task.block is None:
+            prepare(task, send)
+        else:
+            run_block(task, send)
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        send(Failed(f"{type(error).__name__}: {error}"))
+        return 1
+    return 0
+
+
+def prepare(task: Task, send: Send) -> None:
+    """Make the inputs that take long, once, into the cache."""
+    from sbnbench import activations
+
+    activations.prepare(
+        task.sources, lambda done, total: send(Progress("activations", done, total))
+    )
+
+
+def run_block(task: Task, send: Send) -> None:
+    """Verify (first process), time, check again (first process), measure the error (first)."""
+    import torch
+
+    from sbnbench.bench import set_up
+    from sbnbench.clocks import clock_for
+    from sbnbench.measure import latency
+
+    block = task.block
+    assert block is not None
+    chance = random.Random(f"{task.seed}/{block.id}/{task.process}")
+    # Forked processes share their address-space layout: a piece of memory of random size,
+    # kept until the end, moves what is allocated after it.
+    padding = torch.empty(chance.randrange(1, 1 << 20), dtype=torch.uint8)
+    first = task.process == 0
+    standing = Standing(send)
+    with torch.no_grad():
+        for contender in block.contenders:
+            if contender.id not in task.contenders:
+                continue
+            with standing.guard(contender.id):
+                bench = set_up(contender, block.workload, task.seed)
+                if first:
+                    standing.passed(contender.id, examine(bench, task.seed))
+                standing.benches.append(bench)
+        if "latency" in block.measures and standing.benches:
+            baseline = set_up(block.baseline, block.workload, task.seed)
+            clock = clock_for(block.workload.device)
+            for step, direction in enumerate(block.directions):
+                on_time = throttled(send, step, len(block.directions))
+                for sampled in latency.measure(
+                    baseline,
+                    standing.benches,
+                    direction,
+                    block.latency,
+                    clock,
+                    chance,
+                    on_time,
+                ):
+                    send(sampled)
+        if first:
+            for bench in standing.benches:
+                with standing.guard(bench.contender.id):
+                    recheck(bench, task.seed)
+            if "error" in block.measures:
+                measure_errors(standing, block, task.seed, send)
+    del padding
+
+
+class Standing:
+    """The contenders still in the race; one that falls is reported and left out."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.benches: list[Any] = []
+        self.current = ""
+
+    def guard(self, contender: str) -> Standing:
+        self.current = contender
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is None or not isinstance(error, Exception):
+            return False
+        from sbnbench.failures import classify
+
+        status, reason = classify(error)
+        self.benches = [b for b in self.benches if b.contender.id != self.current]
+        self.send(Outcome(self.current, status, reason))
+        return True
+
+    def passed(self, contender: str, found: tuple[dict[str, Any], tuple[str, ...]]) -> None:
+        facts, notes = found
+        self.send(Outcome(contender, "ok", facts=facts, notes=notes))
+
+
+def examine(bench: Any, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Verify a bench; facts and notes for its records."""
+    from sbnbench.verify import check
+
+    facts: dict[str, Any] = {"verification": check(bench, bench.inputs, seed)}
+    notes: tuple[str, ...] = ()
+    if hasattr(bench.op, "describe"):
+        facts["sampled_share"], notes = bench.op.describe(tuple(bench.inputs.x.shape))
+    return facts, notes
+
+
+def recheck(bench: Any, seed: int) -> None:
+    """Verify again after timing, on inputs that this bench has not seen."""
+    from sbnbench.verify import check
+
+    check(bench, bench.inputs.fresh(1), seed + 1)
+
+
+def measure_errors(standing: Standing, block: Any, seed: int, send: Send) -> None:
+    from sbnbench.failures import classify
+    from sbnbench.measure.error import ErrorStudy
+
+    study = ErrorStudy(block.workload, block.error, seed)
+    for bench in standing.benches:
+        name = bench.contender.id
+        try:
+            estimates, samples, facts = study.measure(bench.op, bench.contender)
+        except Exception as error:
+            status, reason = classify(error)
+            send(Errors(name, status, reason))
+        else:
+            send(Errors(name, "ok", "", estimates, samples, facts))
+
+
+def throttled(send: Send, step: int, steps: int) -> Callable[[float], None]:
+    """Progress at most ten times a second: a message between two samples costs time."""
+    last = monotonic()
+
+    def on_time(fraction: float) -> None:
+        nonlocal last
+        if monotonic() - last > 0.1:
+            last = monotonic()
+            send(Progress("timing", step + fraction, steps))
+
+    return on_time
+
+
+if __name__ == "__main__":
+    sys.exit(main())
