@@ -58,8 +58,10 @@ def install(folder: Path, module: str) -> dict[str, str]:
     (source / "sbn_rms.py").write_text(module)
     site = folder / "site"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-        + ["--no-build-isolation", "--target", str(site), str(source)],
+        [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"),
+            *("--no-build-isolation", "--target", str(site), str(source)),
+        ],
         check=True,
     )
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -114,10 +116,7 @@ def test_a_plug_in_with_a_wrong_gradient_is_not_timed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "reason"),
-    [
-        ("import nothing_of_this_name", "nothing_of_this_name"),
-        ("NORMALIZER = 3", "not a Normalizer"),
-    ],
+    [("import nothing_here", "nothing_here"), ("NORMALIZER = 3", "not a Normalizer")],
 )
 def test_a_plug_in_that_does_not_load_is_named_and_stops_nothing(
     tmp_path: Path, module: str, reason: str

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from sbnbench_reports import svg
 
@@ -48,31 +49,37 @@ def scale_batch(axes: Axes, batches: Sequence[int]) -> None:
         shown = shown[::2]
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(batches) * 2**-0.45, max(batches) * 2**0.45)
-    _set_ticks(axes, "x", shown, str)
+    _set_ticks(axes, "x", {b: str(b) for b in shown})
 
 
 def scale(axes: Axes, which: str, values: Sequence[float], text: Callable[[float], str],
-          keep: Sequence[float] = ()) -> None:  # fmt: skip
-    """A logarithmic axis around positive `values` and `keep`, with at most seven round ticks."""
+          keep: Sequence[float] = (), named: Mapping[float, str] = MappingProxyType({}),
+          ) -> None:  # fmt: skip
+    """A logarithmic axis around positive `values` and `keep`, with at most seven round ticks.
+
+    `named` places are shown too, each with its name instead of its number.
+    """
     inside = [v for v in (*values, *keep) if v > 0 and math.isfinite(v)]
     low, high = (min(inside), max(inside)) if inside else (0.5, 2.0)
     if high / low < 1.2:
         low, high = low / 1.1, high * 1.1
     margin = (high / low) ** 0.05
-    low, high = low / margin, high * margin
+    ticks = {place: text(place) for place in round_numbers(low / margin, high * margin)}
+    low, high = min(low, *named, low), max(high, *named, high)
+    limits = (low / margin, high * margin)
     if which == "x":
         axes.set_xscale("log")
-        axes.set_xlim(low, high)
+        axes.set_xlim(limits)
     else:
         axes.set_yscale("log")
-        axes.set_ylim(low, high)
-    _set_ticks(axes, which, round_numbers(low, high), text)
+        axes.set_ylim(limits)
+    _set_ticks(axes, which, {**ticks, **named})
 
 
 def round_numbers(low: float, high: float) -> list[float]:
     """Round numbers from `low` to `high`: the finest of some ladders that gives at most seven."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    ladders = [
+    ladders: list[list[float]] = [
         [m / 20 for m in range(20, 200)],
         [m / 10 for m in range(10, 100)],
         [m / 5 for m in range(5, 50)],
@@ -91,10 +98,8 @@ def round_numbers(low: float, high: float) -> list[float]:
     return inside[:: math.ceil(len(inside) / _MOST_TICKS)]
 
 
-def _set_ticks(
-    axes: Axes, which: str, places: Sequence[float], text: Callable[[float], str]
-) -> None:
+def _set_ticks(axes: Axes, which: str, names: Mapping[float, str]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(FixedLocator(places))
+    axis.set_major_locator(FixedLocator(list(names)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axis.set_major_formatter(FixedFormatter(list(names.values())))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 
 from sbnbench import analyse, units
 from sbnbench.analyse import Series
@@ -19,7 +18,7 @@ from sbnbench.model import Direction, Estimate, Record
 from sbnbench_reports import axes as panels
 from sbnbench_reports import svg
 from sbnbench_reports.palette import Style
-from sbnbench_reports.text import DIRECTION, count, main_direction, times
+from sbnbench_reports.text import DIRECTION, count, plain, times
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def ratios(records: list[Record], look: Look, prefix: str) -> Figure | None:
     drawn = _by_direction(records, "ratio")
     edge = 1 + look.threshold
     values = [v for lines in drawn.values() for v in _values(lines)]
-    parts = []
+    parts: list[str] = []
     for direction, lines in drawn.items():
         figure, axes = panels.panel(DIRECTION[direction], "batch size", "speed ÷ baseline's")
         axes.axhspan(1 / edge, edge, color=svg.BAND, linewidth=0)
@@ -71,7 +70,7 @@ def latencies(records: list[Record], look: Look, prefix: str) -> Figure | None:
         own = [r for r in records if r.direction == direction]
         lines += _baseline_lines(own, {line.contender for line in lines})
     values = [v for lines in drawn.values() for v in _values(lines)]
-    parts = []
+    parts: list[str] = []
     for direction, lines in drawn.items():
         figure, axes = panels.panel(DIRECTION[direction], "batch size", "time a call")
         _draw(axes, lines, look)
@@ -95,12 +94,12 @@ _ERRORS = (
     ("mean", "population", "Mean, against the population"),
     ("var", "population", "Variance, against the population"),
 )
-ERROR_AXIS = {"mean": "error, share of σ", "var": "error, share of σ²"}
+ERROR_AXIS = {"mean": "|μ̂ − μ| ÷ σ", "var": "|ln(σ̂² ÷ σ²)|"}
 
 
 def errors(records: list[Record], look: Look, prefix: str) -> Figure | None:
     """One layer's estimation error against batch: mean and variance, two references."""
-    parts = []
+    parts: list[str] = []
     everything: dict[None, list[Series]] = {None: []}
     for moment, against, title in _ERRORS:
         middle = _positive(analyse.series(records, f"{moment}_{against}_median"))
@@ -111,11 +110,11 @@ def errors(records: list[Record], look: Look, prefix: str) -> Figure | None:
         values = _values(middle) + _values(_positive(tail.values()))
         whiskers = [_with_tail(line, tail.get(line.contender)) for line in middle]
         _draw(axes, whiskers, look)
-        panels.scale(axes, "y", values, units.percent)
+        panels.scale(axes, "y", values, plain)
         parts.append(
             svg.inline(figure, f"{prefix}{len(parts)}-", f"{title}: error against batch size",
-                       _describe(middle, units.percent),
-                       _tips(whiskers, look, units.percent, "median {0}, 95th percentile {2}"))
+                       _describe(middle, plain),
+                       _tips(whiskers, look, plain, "median {0}, 95th percentile {2}"))
         )  # fmt: skip
         everything[None] += middle
     return _figure(
@@ -124,90 +123,6 @@ def errors(records: list[Record], look: Look, prefix: str) -> Figure | None:
         "Marks are the median channel, whiskers end at the 95th percentile. A contender whose "
         "statistics equal the whole batch's has no error there and is not drawn.",
     )
-
-
-@dataclass(frozen=True)
-class _Point:
-    contender: str
-    error: float
-    ratio: Estimate
-
-
-def speed_against_error(records: list[Record], look: Look, prefix: str) -> Figure | None:
-    """One layer's ratio against the variance's error, a panel a batch size, with the front."""
-    direction = main_direction(r.direction for r in records if r.measure == "latency")
-    name = _error_name(records)
-    by_batch = {
-        batch: points
-        for batch, own in sorted(analyse.group(records, lambda r: r.workload.batch).items())
-        if (points := _points(own, direction, name))
-    }
-    everything = [p for points in by_batch.values() for p in points]
-    parts = []
-    for batch, points in by_batch.items():
-        against = name.split("_")[1]
-        figure, axes = panels.panel(
-            f"batch {batch}", f"variance error against the {against}, median", "speed ÷ baseline's"
-        )
-        axes.axhline(1, color=svg.INK, linewidth=1)
-        best = analyse.front(points, lambda p: p.error, lambda p: p.ratio.value)
-        axes.plot([p.error for p in best], [p.ratio.value for p in best], color=svg.MUTED,
-                  linewidth=1, dashes=(3, 2), drawstyle="steps-post")  # fmt: skip
-        for p in points:
-            line = Series(p.contender, (1,), (p.ratio,))
-            _draw_line(axes, line, [p.error], look.styles[p.contender], joined=False)
-        panels.scale(axes, "x", [p.error for p in everything], units.percent)
-        panels.scale(axes, "y", [p.ratio.value for p in everything], times, keep=(1,))
-        for p in best:
-            axes.annotate(
-                p.contender.partition("@")[0].partition("[")[0],
-                (p.error, p.ratio.value), (6, 6), textcoords="offset points",
-                fontsize=11, color=svg.INK,
-                path_effects=[withStroke(linewidth=3, foreground=svg.PAGE)],
-            )  # fmt: skip
-        tips = {
-            look.styles[p.contender].index: [
-                f"{p.contender}: {times(p.ratio.value)} ({units.interval(p.ratio)}), "
-                f"error {units.percent(p.error)}"
-            ]
-            for p in points
-        }
-        names = ", ".join(p.contender for p in best)
-        parts.append(
-            svg.inline(figure, f"{prefix}{len(parts)}-", f"Speed against error, batch {batch}",
-                       f"{len(points)} contenders. On the front, by rising error: {names}.", tips)
-        )  # fmt: skip
-    lines = {None: [Series(p.contender, (1,), (p.ratio,)) for p in everything]}
-    return _figure(
-        lines,
-        parts,
-        f"{DIRECTION[direction].capitalize()}. Up is faster, left is more exact. The dashed steps "
-        "are the front: nothing is both faster and more exact than a contender on it. Contenders "
-        "that estimate no batch statistics have no error and are not drawn.",
-    )
-
-
-def _error_name(records: Iterable[Record]) -> str:
-    """Against the population, where the exact BN has an error too; else against the batch."""
-    names = {n for r in records if r.measure == "error" for n in r.estimates}
-    return next(
-        (n for n in ("var_population_median", "var_batch_median") if n in names),
-        "var_batch_median",
-    )
-
-
-def _points(records: list[Record], direction: Direction | None, name: str) -> list[_Point]:
-    speed = {
-        r.contender: r.estimates["ratio"]
-        for r in records
-        if r.measure == "latency" and r.direction == direction and "ratio" in r.estimates
-    }
-    return [
-        _Point(r.contender, error.value, speed[r.contender])
-        for r in records
-        if r.measure == "error" and r.contender in speed
-        if (error := r.estimates.get(name)) is not None and error.value > 0
-    ]
 
 
 def _by_direction(records: Iterable[Record], name: str) -> dict[Direction | None, list[Series]]:
@@ -265,10 +180,10 @@ def _draw(axes: Axes, lines: Sequence[Series], look: Look) -> None:
     ordered = sorted(lines, key=lambda line: look.styles[line.contender].index)
     for place, line in enumerate(ordered):
         shift = 2 ** (0.4 * ((place + 0.5) / len(ordered) - 0.5))
-        _draw_line(axes, line, [b * shift for b in line.batches], look.styles[line.contender])
+        draw_line(axes, line, [b * shift for b in line.batches], look.styles[line.contender])
 
 
-def _draw_line(axes: Axes, line: Series, places: Sequence[float], style: Style,
+def draw_line(axes: Axes, line: Series, places: Sequence[float], style: Style,
                joined: bool = True) -> None:  # fmt: skip
     colour, gid = svg.hue(style.hue), svg.series(style.index)
     having = [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sbnbench import analyse, units
-from sbnbench.analyse import THRESHOLD
-from sbnbench_reports import Run, palette, tables, text
+from sbnbench import __version__, analyse, units
+from sbnbench.analyse import THRESHOLD, VERDICTS, Comparison, Setting, Summary
+from sbnbench.model import Direction, Record
+from sbnbench_reports import Run, palette, svg, tables, text
+from sbnbench_reports.figures import Figure, Look, errors, latencies, ratios
+from sbnbench_reports.front import speed_against_error
+
+MOST_LAYERS = 4
+"""Layers that get figures; a report with those of every layer could not be mailed."""
 
 
 def render(run: Run, threshold: float = THRESHOLD) -> str:
@@ -60,13 +68,12 @@ def _templates() -> Environment:
     )
     templates.filters |= {
         "names": _names,
-        "seconds": units.seconds,
         "percent": units.percent,
         "interval": units.interval,
         "times": text.times,
-        "listing": text.listing,
+        "fact": _fact,
+        "svg": Markup,
     }
-    templates.tests["mapping_"] = lambda value: isinstance(value, Mapping)
     return templates
 
 
@@ -76,12 +83,148 @@ def _names(sentence: str) -> Markup:
 
 
 def _context(run: Run, threshold: float) -> dict[str, Any]:
-    records, plan = run.records, run.plan
+    """Everything the template prints, in the order of its sections."""
+    records = run.records
     found = analyse.comparisons(records, threshold)
     notes = tables.notes(records)
-    numbers = {note.text: note.number for note in notes}
-    styles = palette.styles(_contenders(plan), _baseline(plan))
-    summaries = analyse.group(
-        analyse.summaries(found, threshold), lambda s: analyse.conditions_of(s)
-    )
-    return {"run": run}
+    layers = text.layer_names(records)
+    labels = tables.Labels(layers, {note.text: note.number for note in notes})
+    styles = palette.styles(_contenders(run), _baseline(run))
+    return {
+        "run": run,
+        "plan": run.plan,
+        "version": __version__,
+        "threshold": threshold,
+        "verdicts": VERDICTS,
+        "direction": text.DIRECTION,
+        "sign": text.SIGN,
+        "styles": styles,
+        "symbols": Markup(
+            "".join(svg.symbol(s.index, s.hue, s.marker, s.dash) for s in styles.values())
+        ),
+        "hues": {
+            "light": Markup(palette.variables(palette.LIGHT)),
+            "dark": Markup(palette.variables(palette.DARK)),
+        },
+        "byline": _byline(run),
+        "answer": text.answer(run, threshold),
+        "outcome": text.outcome(run),
+        "standings": _standings(found, threshold),
+        "measured": tables.measured(run, layers),
+        "rows": tables.verdict_rows(records, found, labels),
+        "sections": _sections(run, layers, Look(styles, threshold)),
+        "most_layers": MOST_LAYERS,
+        "layers": layers,
+        "error_rows": tables.error_rows(records, labels),
+        "error_columns": tables.ERRORS,
+        "other_rows": tables.other_rows(records, labels),
+        "failures": tables.failures(records),
+        "missing": analyse.missing(run.plan, records),
+        "notes": notes,
+        "command": _command(run.environment.get("command", "")),
+    }
+
+
+def _contenders(run: Run) -> list[str]:
+    """All ids: the plan's, in its order, then what only records name, as a merged run may."""
+    planned = [c.id for block in run.plan.blocks for c in block.contenders]
+    return list(dict.fromkeys([*planned, *(r.contender for r in run.records)]))
+
+
+def _baseline(run: Run) -> str:
+    planned = [block.baseline.id for block in run.plan.blocks]
+    return next(iter([*planned, *(r.baseline for r in run.records)]), "")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who leads, under one set of conditions."""
+
+    title: str
+    league: tables.League
+    directions: tuple[Direction | None, ...]
+    winners: list[tuple[int, list[Summary | None]]]
+
+
+def _standings(found: list[Comparison], threshold: float) -> list[Standing]:
+    summaries = analyse.group(analyse.summaries(found, threshold), lambda s: s.conditions)
+    names = text.varied(summaries)
+    standings = []
+    for conditions, members in summaries.items():
+        main = text.main_direction(s.direction for s in members)
+        directions, winners = tables.winners(members)
+        standings.append(
+            Standing(
+                text.where(conditions, names),
+                tables.league(members, main, threshold),
+                directions,
+                winners,
+            )
+        )
+    return standings
+
+
+@dataclass(frozen=True)
+class Section:
+    """One kind of figure, for each layer that gets figures."""
+
+    id: str
+    short: str
+    heading: str
+    figures: list[tuple[str, Figure]]
+
+    @property
+    def contenders(self) -> list[str]:
+        return list(dict.fromkeys(c for _, f in self.figures for c in f.contenders))
+
+
+_KINDS: tuple[tuple[str, str, Callable[[list[Record], Look, str], Figure | None]], ...] = (
+    ("Speed", "Speed against batch size", ratios),
+    ("Latency", "Latency against batch size", latencies),
+    ("Error", "Estimation error against batch size", errors),
+    ("Trade-off", "Speed against error", speed_against_error),
+)
+
+
+def _sections(run: Run, layers: Mapping[Setting, str], look: Look) -> list[Section]:
+    """Each kind of figure, layer by layer; kinds that nothing was measured for are left out."""
+    by_layer = analyse.group(run.records, lambda r: (analyse.setting(r.workload), r.baseline))
+    shown = list(by_layer.items())[:MOST_LAYERS]
+    sections = []
+    for short, heading, draw in _KINDS:
+        name = short.lower()
+        drawn = [
+            (layers[setting], figure)
+            for at, ((setting, _), own) in enumerate(shown)
+            if (figure := draw(own, look, f"{name}{at}-")) is not None
+        ]
+        if drawn:
+            sections.append(Section(name, short, heading, drawn))
+    return sections
+
+
+def _command(value: Any) -> str:
+    """The command as it was typed, whether kept as text or as arguments."""
+    return shlex.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _byline(run: Run) -> list[str]:
+    """When and on what: what the environment says of it."""
+    environment = run.environment
+    gpu, cpu = environment.get("gpu"), environment.get("cpu")
+    device = gpu if any(b.workload.device != "cpu" for b in run.plan.blocks) else cpu
+    name = device.get("model") or device.get("name") if isinstance(device, Mapping) else device
+    date = str(environment.get("date", ""))[:16].replace("T", " ")
+    known = [f"suite {run.plan.suite}", environment.get("machine"), name, date]
+    return [str(item) for item in known if item]
+
+
+def _fact(value: Any) -> str:
+    """A plain value of the environment, as people write it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and abs(value) >= 100_000:
+        return f"{value:,}".replace(",", "\u202f")
+    return str(value)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sbnbench import analyse, units
 from sbnbench.analyse import Comparison, Setting, Summary
-from sbnbench.model import FAILED, Direction, Estimate, Record, Status
-from sbnbench_reports.text import DIRECTION, STATUS, count, listing, times
+from sbnbench.model import FAILED, Block, Direction, Estimate, Record, Status
+from sbnbench_reports import Run
+from sbnbench_reports.text import DIRECTION, STATUS, count, listing, plain, times
 
 REMEDY: dict[Status, str] = {
     "not-applicable": "Nothing is broken: the algorithm does not take this input. Leave it out "
@@ -86,12 +88,11 @@ def verdict_rows(
     for record in records:
         if record.measure != "latency":
             continue
-        comparison = judged.get(record.key)
-        if comparison:
-            verdict, remark = comparison.judgement.verdict, comparison.judgement.reason
-        else:
-            verdict = STATUS[record.status] if record.status != "ok" else "no ratio"
-            remark = record.reason
+        verdict = STATUS[record.status] if record.status != "ok" else "no ratio"
+        remark = record.reason
+        if record.key in judged:
+            judgement = judged[record.key].judgement
+            verdict, remark = judgement.verdict, judgement.reason
         ratio = record.estimates.get("ratio")
         cells = {
             "ratio": _cell(ratio, times),
@@ -119,7 +120,7 @@ def error_rows(records: Iterable[Record], labels: Labels) -> list[Row]:
             STATUS[record.status],
             record.reason,
             labels,
-            {name: _cell(record.estimates.get(name), units.percent) for name in ERRORS},
+            {name: _cell(record.estimates.get(name), plain) for name in ERRORS},
         )
         for record in records
         if record.measure == "error"
@@ -150,11 +151,10 @@ def _row(record: Record, verdict: str, remark: str, labels: Labels,
     )
 
 
-def _cell(estimate: Estimate | None, text: object) -> Cell:
+def _cell(estimate: Estimate | None, text: Callable[[float], str]) -> Cell:
     if estimate is None:
         return Cell("")
-    assert callable(text)
-    return Cell(str(text(estimate.value)), estimate.value)
+    return Cell(text(estimate.value), estimate.value)
 
 
 def _interval_cell(estimate: Estimate | None) -> Cell:
@@ -290,3 +290,32 @@ def winners(
         (batch, [analyse.best(grouped.get((batch, d), [])) for d in directions])
         for batch in batches
     ]
+
+
+def measured(run: Run, layers: Mapping[Setting, str]) -> list[tuple[str, str]]:
+    """What was measured, as terms and texts."""
+    blocks = run.plan.blocks
+    workloads = [block.workload for block in blocks]
+    latency = list(dict.fromkeys(block.latency for block in blocks if "latency" in block.measures))
+    draws = sorted({block.error.draws for block in blocks if "error" in block.measures})
+    facts = [
+        ("Suite", run.plan.suite + (" (quick)" if run.plan.quick else "")),
+        ("Layers", "; ".join(layers.values())),
+        ("Batch sizes", listing(sorted({w.batch for w in workloads}))),
+        ("Directions", listing(DIRECTION[d] for d in _unique(blocks, "directions"))),
+        ("Type, format, device", "; ".join(dict.fromkeys(
+            f"{w.dtype}, {w.format.replace('_', ' ')}, {w.device}" for w in workloads
+        ))),
+        ("Baseline", listing(dict.fromkeys(block.baseline.id for block in blocks))),
+        ("Latency", "; ".join(
+            f"at most {o.seconds:g} s a direction and block, in {count(o.processes, 'process')}; "
+            f"aim: an interval of ±{units.percent(o.precision)}" for o in latency
+        )),
+        ("Error", f"averaged over {listing(draws)} batches" if draws else ""),
+        ("Order", f"random, seed {run.plan.seed}"),
+    ]  # fmt: skip
+    return [(term, value) for term, value in facts if value]
+
+
+def _unique(blocks: Iterable[Block], name: str) -> list[Any]:
+    return list(dict.fromkeys(item for block in blocks for item in getattr(block, name)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from sbnbench import analyse, units
@@ -37,13 +38,19 @@ def listing(items: Iterable[object]) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """1 layer, 2 layers."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """1 layer, 2 layers, 3 processes."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
 
 
 def times(value: float) -> str:
     """A ratio: 1.38×, and 0.042× where two decimals would say too little."""
     return f"{value:.2f}×" if value >= 0.1 else f"{value:.2g}×"
+
+
+def plain(value: float) -> str:
+    """An error, a pure number: 0.083."""
+    return f"{value:.2g}"
 
 
 def main_direction(directions: Iterable[Direction | None]) -> Direction | None:
@@ -159,9 +166,9 @@ def _error_of(records: Iterable[Record], top: Summary) -> list[str]:
     tail = max(e["var_batch_p95"].value for e in own)
     layers = "" if len(own) == 1 else f", on the worse of {count(len(own), 'layer')}"
     return [
-        f"The price: there the variance that `{top.contender}` estimates is off by "
-        f"{units.percent(middle)} for the median channel and by {units.percent(tail)} or more "
-        f"for one channel in twenty{layers}."
+        f"The price: there the variance that `{top.contender}` estimates is off by a factor of "
+        f"{math.exp(middle):.3g} for the median channel and of {math.exp(tail):.3g} or more for "
+        f"one channel in twenty{layers}."
     ]
 
 
