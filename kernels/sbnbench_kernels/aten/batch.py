@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sbnbench_kernels.contract import State
+from sbnbench_kernels.eager.arithmetic import accumulator
 from sbnbench_kernels.running import momentum_of
 from sbnbench_kernels.samplers import Everything, require_variance
 
@@ -70,3 +71,10 @@ class BatchNorm:
             saved.rstd, saved.batch_statistics, self.eps, mask, saved.reserve,
         )  # fmt: skip
         return dx, dweight, dbias
+
+    def statistics(self, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance (C,) of the whole batch."""
+        state.step += 1
+        others = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(x.to(accumulator(x)), others, correction=0)
+        return mean, var
