@@ -9,12 +9,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from sbnbench import units
 from sbnbench.model import Direction, Estimate, Plan, Record, Workload
+from sbnbench.statistics import Verdict, decide
 
-Verdict = Literal["FASTER", "SLOWER", "SAME", "UNCLEAR"]
 VERDICTS: tuple[Verdict, ...] = ("FASTER", "SAME", "SLOWER", "UNCLEAR")
 THRESHOLD = 0.05
 """The smallest relative change worth acting on."""
@@ -31,41 +31,38 @@ class Judgement:
 
 
 def judge(ratio: Estimate, threshold: float = THRESHOLD) -> Judgement:
-    """The verdict on one ratio, from where its whole interval [low, high] lies.
+    """The verdict on one ratio by `statistics.decide`, with a reason that shows the interval.
 
-    With q = 1 + threshold, the positive numbers fall into three regions:
+    With q = 1 + threshold, and an interval [low, high] that contains the estimate:
 
-        SLOWER: below 1/q        SAME: from 1/q to q        FASTER: above q
+        FASTER: low > 1 and estimate ≥ q      SAME: 1/q < low and high < q
+        SLOWER: high < 1 and estimate ≤ 1/q   UNCLEAR: everything else
 
-    A verdict is given when the interval lies in one region; one that touches two is UNCLEAR.
+    FASTER and SLOWER claim the direction with the interval's confidence and the size by the best
+    estimate; SAME claims with confidence that the size does not matter.
 
-    - Exclusive and exhaustive: the regions do not overlap, and whatever is in none is UNCLEAR.
-    - Monotone: a larger ratio never gets a worse verdict, and a narrower interval inside the old
-      one never changes a verdict that was given, it can only settle an UNCLEAR.
+    - Exclusive: an estimate ≥ q has high ≥ q. Exhaustive: UNCLEAR takes what is left.
+    - Monotone: raising the estimate and both ends never lowers a verdict, and a narrower interval
+      around the same estimate never changes one, it only settles an UNCLEAR.
     - Symmetric: contender and baseline exchanged (ratio → 1/ratio) exchange FASTER and SLOWER.
       That is why the lower edge is 1/q and not 1 − threshold.
-    - Each verdict is a claim about the true ratio that fails as rarely as the interval does. An
-      interval above 1 with its estimate above q would not do: it says faster with confidence,
-      but *by more than the threshold* only as a guess, and half of such guesses at a true ratio
-      of q are wrong. Such a result is UNCLEAR, and the reason says that it is faster.
     """
-    edge = 1 + threshold
     low, high = ratio.low, ratio.high
     if low is None or high is None or not (0 < low <= high < math.inf):
         return Judgement("UNCLEAR", "the ratio has no usable interval")
-    span = f"interval {units.interval(ratio)}"
-    if low > edge:
-        return Judgement("FASTER", f"{span} lies above {edge:.3g}")
-    if high < 1 / edge:
-        return Judgement("SLOWER", f"{span} lies below {1 / edge:.3g}")
-    if low >= 1 / edge and high <= edge:
-        return Judgement("SAME", f"{span} lies within {1 / edge:.3g}–{edge:.3g}")
-    limit = units.percent(threshold)
+    verdict, _ = decide(ratio, threshold)
+    span, limit = f"interval {units.interval(ratio)}", units.percent(threshold)
+    if verdict == "FASTER":
+        return Judgement(verdict, f"{span} lies above 1, and the estimate beyond {limit}")
+    if verdict == "SLOWER":
+        return Judgement(verdict, f"{span} lies below 1, and the estimate beyond {limit}")
+    if verdict == "SAME":
+        return Judgement(verdict, f"{span} lies within the threshold of {limit}")
     if low > 1:
-        return Judgement("UNCLEAR", f"faster, but perhaps by less than {limit}: {span}")
+        return Judgement(verdict, f"faster, but perhaps by more than {limit}: {span}")
     if high < 1:
-        return Judgement("UNCLEAR", f"slower, but perhaps by less than {limit}: {span}")
-    return Judgement("UNCLEAR", f"{span} spans the threshold of {limit}")
+        return Judgement(verdict, f"slower, but perhaps by more than {limit}: {span}")
+    return Judgement(verdict, f"{span} spans 1 and the threshold of {limit}")
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def _templates() -> Environment:
         "interval": units.interval,
         "times": text.times,
         "fact": _fact,
+        "label": _label,
         "svg": Markup,
     }
     return templates
@@ -88,7 +89,7 @@ def _context(run: Run, threshold: float) -> dict[str, Any]:
     found = analyse.comparisons(records, threshold)
     notes = tables.notes(records)
     layers = text.layer_names(records)
-    labels = tables.Labels(layers, {note.text: note.number for note in notes})
+    labels = tables.Labels(layers, {tables.alike(note.texts[0]): note.number for note in notes})
     styles = palette.styles(_contenders(run), _baseline(run))
     return {
         "run": run,
@@ -99,6 +100,7 @@ def _context(run: Run, threshold: float) -> dict[str, Any]:
         "direction": text.DIRECTION,
         "sign": text.SIGN,
         "styles": styles,
+        "baselines": {r.baseline for r in records},
         "symbols": Markup(
             "".join(svg.symbol(s.index, s.hue, s.marker, s.dash) for s in styles.values())
         ),
@@ -111,6 +113,7 @@ def _context(run: Run, threshold: float) -> dict[str, Any]:
         "outcome": text.outcome(run),
         "standings": _standings(found, threshold),
         "measured": tables.measured(run, layers),
+        "entrants": tables.entrants(records),
         "rows": tables.verdict_rows(records, found, labels),
         "sections": _sections(run, layers, Look(styles, threshold)),
         "most_layers": MOST_LAYERS,
@@ -209,22 +212,32 @@ def _command(value: Any) -> str:
 
 
 def _byline(run: Run) -> list[str]:
-    """When and on what: what the environment says of it."""
-    environment = run.environment
-    gpu, cpu = environment.get("gpu"), environment.get("cpu")
-    device = gpu if any(b.workload.device != "cpu" for b in run.plan.blocks) else cpu
-    name = device.get("model") or device.get("name") if isinstance(device, Mapping) else device
-    date = str(environment.get("date", ""))[:16].replace("T", " ")
-    known = [f"suite {run.plan.suite}", environment.get("machine"), name, date]
-    return [str(item) for item in known if item]
+    """On what and when, as far as the environment says so."""
+    machine = _mapping(run.environment.get("machine"))
+    gpus = run.environment.get("gpus")
+    on_gpu = any(b.workload.device != "cpu" for b in run.plan.blocks)
+    device = machine.get("cpu")
+    if on_gpu and isinstance(gpus, list) and gpus:
+        device = _mapping(gpus[0]).get("name", device)
+    date = str(run.environment.get("date", ""))[:16].replace("T", " ")
+    return [str(item) for item in (f"suite {run.plan.suite}", device, date) if item]
 
 
-def _fact(value: Any) -> str:
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _fact(value: Any, name: str = "") -> str:
     """A plain value of the environment, as people write it."""
     if value is None:
-        return "none"
+        return "not set"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int) and abs(value) >= 100_000:
-        return f"{value:,}".replace(",", "\u202f")
+    if name.endswith("_bytes") and isinstance(value, int):
+        return units.size(value)
     return str(value)
+
+
+def _label(name: str) -> str:
+    """A key of the environment as words."""
+    return name if name.isupper() else name.removesuffix("_bytes").replace("_", " ")

@@ -1,14 +1,14 @@
 """How a contender looks: the same colour, marker and dash in every figure, light or dark.
 
-Colour tells the normalizer, dash the backend, and the marker is each contender's own, so that
-nobody depends on colour alone. The two sets of eight colours were searched for the largest
+Colour and dash tell the normalizer, and the marker is each contender's own, so that nobody depends
+on colour alone. The two sets of eight colours were searched for the largest
 smallest difference (OKLab distance ≥ 0.1 between any two and the text colour) seen normally and
 with protanopia, deuteranopia and tritanopia, at a contrast of about 3 to 1 or more with the page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 LIGHT = (
@@ -23,14 +23,9 @@ DARK_INK, DARK_PAGE = "#e7e9ec", "#14171b"
 MARKERS = ("s", "^", "D", "v", "P", "<", "X", ">", "p", "h", "d", "*", "8", "H")
 """Matplotlib's names. The circle is kept for the baseline."""
 
-DASHES: Mapping[str, tuple[float, ...]] = {
-    "aten": (),
-    "inductor": (5, 1.5),
-    "eager": (1.2, 1.4),
-    "triton": (5, 1.5, 1.2, 1.5),
-}
-OTHER_DASH = (8, 2, 2, 2)
-"""For a backend that a plug-in brings."""
+DASHES: tuple[tuple[float, ...], ...] = ((6, 1.6), (1.4, 1.4), (6, 1.6, 1.4, 1.6))
+"""Of normalizers in turn; three and eight have no common divisor, so 24 pairs with the colours.
+A solid line is the baseline's normalizer."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +40,20 @@ class Style:
 
 def styles(contenders: Iterable[str], baseline: str) -> dict[str, Style]:
     """A style for each contender's id, in order; the baseline in the colour of the text."""
-    hues: dict[str, int] = {}
+    order: dict[str, int] = {}
     found = {baseline: Style(0, None, "o", ())}
     for contender in contenders:
         if contender in found:
             continue
-        name, backend = normalizer(contender), contender.rpartition("@")[2]
-        hue = None
-        if name != normalizer(baseline):
-            hue = hues.setdefault(name, len(hues)) % len(LIGHT)
         index = len(found)
         marker = MARKERS[(index - 1) % len(MARKERS)]
-        found[contender] = Style(index, hue, marker, DASHES.get(backend, OTHER_DASH))
+        name = normalizer(contender)
+        if name == normalizer(baseline):
+            found[contender] = Style(index, None, marker, ())
+        else:
+            place = order.setdefault(name, len(order))
+            hue, dash = place % len(LIGHT), DASHES[place % len(DASHES)]
+            found[contender] = Style(index, hue, marker, dash)
     return found
 
 

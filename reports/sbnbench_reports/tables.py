@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,13 +47,13 @@ class Row:
     direction: str
     verdict: str
     remark: str
-    notes: tuple[int, ...]
+    notes: tuple[tuple[int, str], ...]
     cells: Mapping[str, Cell]
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What rows call things: layers by setting, notes by number."""
+    """What rows call things: layers by setting, numbers by kind of note."""
 
     layers: Mapping[Setting, str]
     notes: Mapping[str, int]
@@ -63,7 +64,8 @@ class Note:
     """A thing to know, said once, with all the places that it holds for."""
 
     number: int
-    text: str
+    texts: tuple[str, ...]
+    """What was said; several differ only in their numbers."""
     places: str
 
 
@@ -138,7 +140,7 @@ def other_rows(records: Iterable[Record], labels: Labels) -> list[Row]:
 
 def _row(record: Record, verdict: str, remark: str, labels: Labels,
          cells: Mapping[str, Cell]) -> Row:  # fmt: skip
-    notes = tuple(sorted(labels.notes[note] for note in record.notes))
+    notes = tuple((labels.notes[alike(note)], note) for note in record.notes)
     direction = DIRECTION[record.direction] if record.direction else ""
     return Row(
         record,
@@ -185,13 +187,19 @@ def _all(record: Record) -> Cell:
 
 
 def notes(records: Iterable[Record]) -> list[Note]:
-    """Every note once, numbered in order of appearance."""
+    """Every note once, numbered in order of appearance; those that differ in numbers are one."""
     having = [(note, record) for record in records for note in record.notes]
-    grouped = analyse.group(having, lambda pair: pair[0])
-    return [
-        Note(number, text, _places([record for _, record in pairs], contenders=True))
-        for number, (text, pairs) in enumerate(grouped.items(), start=1)
-    ]
+    found = []
+    for number, pairs in enumerate(analyse.group(having, lambda p: alike(p[0])).values(), start=1):
+        texts = tuple(dict.fromkeys(note for note, _ in pairs))
+        places = _places([record for _, record in pairs], contenders=True)
+        found.append(Note(number, texts, places))
+    return found
+
+
+def alike(note: str) -> str:
+    """What notes must share to be told once: everything but numbers."""
+    return re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", note)
 
 
 def failures(records: Iterable[Record]) -> list[Failure]:
@@ -319,3 +327,34 @@ def measured(run: Run, layers: Mapping[Setting, str]) -> list[tuple[str, str]]:
 
 def _unique(blocks: Iterable[Block], name: str) -> list[Any]:
     return list(dict.fromkeys(item for block in blocks for item in getattr(block, name)))
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A contender as it was run: the share it sampled, its largest deviation from float64."""
+
+    contender: str
+    share: str
+    deviation: str
+
+
+def entrants(records: Iterable[Record]) -> list[Entrant]:
+    """What the records' facts say of each contender."""
+    found = []
+    for contender, own in analyse.group(records, lambda r: r.contender).items():
+        shares = [r.facts["sampled_share"] for r in own if "sampled_share" in r.facts]
+        deviations = [
+            deviation
+            for r in own
+            for deviation in dict(r.facts.get("verification", {})).values()
+            if isinstance(deviation, float)
+        ]
+        share = (
+            list(dict.fromkeys(units.percent(s) for s in (min(shares), max(shares))))
+            if shares
+            else []
+        )
+        found.append(
+            Entrant(contender, " to ".join(share), f"{max(deviations):.1g}" if deviations else "")
+        )
+    return found

@@ -1,4 +1,4 @@
-"""Sentences and Markdown tables from a run."""
+"""A run in sentences, and the words that a report uses throughout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from sbnbench import analyse, units
-from sbnbench.analyse import THRESHOLD, Comparison, Conditions, Setting, Summary
+from sbnbench.analyse import THRESHOLD, Conditions, Setting, Summary
 from sbnbench.model import FAILED, Direction, Record
 from sbnbench_reports import Run
 
@@ -182,47 +182,3 @@ def outcome(run: Run) -> str:
     parts += [f"{failed} failed"] if failed else []
     parts += [f"{absent} planned but missing"] if absent else []
     return "; ".join(parts)
-
-
-def markdown(run: Run, threshold: float = THRESHOLD) -> str:
-    """Tables to paste into GitHub: contenders down, batch sizes across, one a layer and direction.
-
-    A cell is the ratio to the baseline, its half-width, and the verdict's sign.
-    """
-    found = analyse.comparisons(run.records, threshold)
-    judged = {c.record.key: c for c in found}
-    latency = [r for r in run.records if r.measure == "latency"]
-    lines = [f"## {_escape(run.plan.title)}", ""]
-    lines += [sentence + "\n" for sentence in answer(run, threshold)]
-    lines += ["▲ FASTER ▼ SLOWER = SAME ? UNCLEAR; ratio = baseline's time ÷ contender's.", ""]
-    names = layer_names(run.records)
-    for (layer, baseline, direction), own in analyse.group(
-        latency, lambda r: (analyse.setting(r.workload), r.baseline, r.direction)
-    ).items():
-        batches = sorted({r.workload.batch for r in own})
-        heading = f"{names[layer]}, {DIRECTION[direction]}, against {baseline}"
-        lines += [f"### {_escape(heading)}", ""]
-        lines.append("| contender | " + " | ".join(f"batch {b}" for b in batches) + " |")
-        lines.append("| :-- |" + " --: |" * len(batches))
-        for contender, cells in analyse.group(own, lambda r: r.contender).items():
-            by_batch = {r.workload.batch: r for r in cells}
-            texts = [_cell(by_batch.get(b), judged) for b in batches]
-            lines.append(f"| {_escape(contender)} | " + " | ".join(texts) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _cell(record: Record | None, judged: dict[tuple[str, str, str, str], Comparison]) -> str:
-    if record is None:
-        return "missing"
-    if record.key not in judged:
-        return STATUS[record.status] if record.status != "ok" else "no ratio"
-    comparison = judged[record.key]
-    return f"{units.ratio(comparison.ratio)} {SIGN[comparison.judgement.verdict]}"
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown prints as it is."""
-    for sign in "\\`*_[]<>|":
-        text = text.replace(sign, "\\" + sign)
-    return text
