@@ -184,6 +184,19 @@ def test_dead_channels_are_left_out_and_counted(use):
     )
 
 
+def test_errors_in_dead_channels_do_not_count(use):
+    class Shifted(Full):
+        def statistics(self, x, state):
+            mean, var = super().statistics(x, state)
+            return mean + 1, var
+
+    data = independent()
+    data[:, :80] *= 2.0**-11
+    found = values(run(Shifted(), use(data)))
+    assert found["mean_batch_p95"] == pytest.approx(1, rel=0.1)
+    assert found["mean_population_p95"] == pytest.approx(1, rel=0.1)
+
+
 def test_a_collapsed_sample_is_very_wrong_but_finite_and_counted(use):
     found, _, facts = run(Broken(0.0), use(independent()))
     assert found["var_batch_median"].value == pytest.approx(-math.log(COLLAPSED))
