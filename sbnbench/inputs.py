@@ -51,10 +51,11 @@ class Inputs:
 
     def double(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x, dy, γ and b as float64 on the CPU, contiguous."""
-        return tuple(
+        x, dy, weight, bias = (
             t.to("cpu", torch.float64).contiguous()
             for t in (self.x, self.dy, self.weight, self.bias)
-        )  # type: ignore[return-value]
+        )
+        return x, dy, weight, bias
 
 
 def make(workload: Workload, num_virtual: int = 0, draw: int = 0) -> Inputs:
