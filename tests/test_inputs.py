@@ -60,6 +60,13 @@ def test_a_fresh_draw_and_another_seed_change_every_tensor():
     assert torch.equal(first.fresh(0).x, first.x)
 
 
+def test_a_fresh_gradient_has_noise_of_its_own():
+    first = make(Workload("synthetic", 16, 8, (20, 20)))
+    a, b = (d.dy.transpose(0, 1).flatten(1) for d in (first, first.fresh(1)))
+    alike = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(a, b, strict=True)]
+    assert max(abs(float(r)) for r in alike) < 0.3
+
+
 def test_fresh_draws_come_from_the_same_channels():
     first, fresh = make(MAPS), make(MAPS).fresh(1)
     a, b = (t.x.mean((0, 2, 3)) for t in (first, fresh))
