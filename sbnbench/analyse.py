@@ -14,6 +14,7 @@ from typing import TypeVar
 from sbnbench import units
 from sbnbench.model import Direction, Estimate, Plan, Record, Workload
 from sbnbench.statistics import Verdict, decide
+from sbnbench.store import expected
 
 VERDICTS: tuple[Verdict, ...] = ("FASTER", "SAME", "SLOWER", "UNCLEAR")
 THRESHOLD = 0.05
@@ -47,8 +48,7 @@ def judge(ratio: Estimate, threshold: float = THRESHOLD) -> Judgement:
     - Symmetric: contender and baseline exchanged (ratio → 1/ratio) exchange FASTER and SLOWER.
       That is why the lower edge is 1/q and not 1 − threshold.
     """
-    low, high = ratio.low, ratio.high
-    if low is None or high is None or not (0 < low <= high < math.inf):
+    if not has_interval(ratio):
         return Judgement("UNCLEAR", "the ratio has no usable interval")
     verdict, _ = decide(ratio, threshold)
     span, limit = f"interval {units.interval(ratio)}", units.percent(threshold)
@@ -58,9 +58,9 @@ def judge(ratio: Estimate, threshold: float = THRESHOLD) -> Judgement:
         return Judgement(verdict, f"{span} lies below 1, and the estimate beyond {limit}")
     if verdict == "SAME":
         return Judgement(verdict, f"{span} lies within the threshold of {limit}")
-    if low > 1:
+    if ratio.low and ratio.low > 1:
         return Judgement(verdict, f"faster, but perhaps by more than {limit}: {span}")
-    if high < 1:
+    if ratio.high and ratio.high < 1:
         return Judgement(verdict, f"slower, but perhaps by more than {limit}: {span}")
     return Judgement(verdict, f"{span} spans 1 and the threshold of {limit}")
 
@@ -77,11 +77,27 @@ class Comparison:
 def comparisons(records: Iterable[Record], threshold: float = THRESHOLD) -> list[Comparison]:
     """A comparison for each latency record that succeeded, in the records' order."""
     return [
-        Comparison(record, ratio, judge(ratio, threshold))
+        Comparison(
+            record, usable(record.estimates["ratio"]), judge(record.estimates["ratio"], threshold)
+        )
         for record in records
-        if record.measure == "latency" and record.status == "ok"
-        if (ratio := record.estimates.get("ratio")) is not None
+        if record.measure == "latency" and record.status == "ok" and "ratio" in record.estimates
     ]
+
+
+def usable(estimate: Estimate) -> Estimate:
+    """The estimate, without its interval where a logarithm of that is no finite number.
+
+    Two rounds in one process, for instance, give an interval from 0 to infinity.
+    """
+    if has_interval(estimate):
+        return estimate
+    return Estimate(estimate.value, unit=estimate.unit, level=estimate.level)
+
+
+def has_interval(estimate: Estimate) -> bool:
+    low, high = estimate.low, estimate.high
+    return low is not None and high is not None and 0 < low <= high < math.inf
 
 
 def geometric_mean(estimates: Sequence[Estimate]) -> Estimate:
@@ -214,7 +230,7 @@ def series(records: Iterable[Record], name: str) -> list[Series]:
             Series(
                 contender,
                 tuple(r.workload.batch for r in own),
-                tuple(r.estimates[name] for r in own),
+                tuple(usable(r.estimates[name]) for r in own),
             )
         )
     return lines
@@ -223,14 +239,7 @@ def series(records: Iterable[Record], name: str) -> list[Series]:
 def missing(plan: Plan, records: Iterable[Record]) -> list[tuple[str, str, str, str]]:
     """Keys of results that were planned and have no record: the run was interrupted."""
     present = {r.key for r in records}
-    wanted = [
-        (block.id, contender.id, measure, direction)
-        for block in plan.blocks
-        for contender in block.contenders
-        for measure in block.measures
-        for direction in (block.directions if measure == "latency" else ("",))
-    ]
-    return [key for key in wanted if key not in present]
+    return [key for block in plan.blocks for key in sorted(expected(block) - present)]
 
 
 K = TypeVar("K")

@@ -48,5 +48,5 @@ def interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return "no interval"
     width = estimate.high - estimate.low
-    digits = 2 if not 0 < width < 0.1 else min(4, 1 - math.floor(math.log10(width)))
+    digits = 2 if not 0 < width < 0.1 else min(3, 1 - math.floor(math.log10(width)))
     return f"{estimate.low:.{digits}f}–{estimate.high:.{digits}f}"

@@ -14,7 +14,7 @@ from sbnbench_reports import svg
 
 WIDTH, HEIGHT = 360, 264
 """Of a panel, in CSS pixels at full size."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 10, 28, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 10, 28, 42
 _MOST_TICKS = 7
 
 
@@ -31,7 +31,8 @@ def panel(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     )
     axes.set_title(title, loc="left", fontsize=12, color=svg.INK, fontweight="bold", pad=9)
     axes.set_xlabel(xlabel, fontsize=11, color=svg.MUTED, labelpad=5)
-    axes.set_ylabel(ylabel, fontsize=11, color=svg.MUTED, labelpad=5, rotation_mode="anchor")
+    axes.set_ylabel(ylabel, fontsize=11, color=svg.MUTED, rotation_mode="anchor", va="top")
+    axes.yaxis.set_label_coords(-(_LEFT - 2) / (WIDTH - _LEFT - _RIGHT), 0.5)
     axes.tick_params(colors=svg.MUTED, labelsize=11, length=0, pad=5)
     axes.grid(True, color=svg.LINE, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -18,7 +18,7 @@ from sbnbench.model import Direction, Estimate, Record
 from sbnbench_reports import axes as panels
 from sbnbench_reports import svg
 from sbnbench_reports.palette import Style
-from sbnbench_reports.text import DIRECTION, count, plain, times
+from sbnbench_reports.text import DIRECTION, count, plain, tick, times
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,19 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """A drawing, and the contenders on its front where it has one."""
+
+    svg: str
+    front: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Figure:
     """Panels and what stands below them. `contenders` are the legend's."""
 
     caption: str
-    panels: tuple[str, ...]
+    panels: tuple[Panel, ...]
     contenders: tuple[str, ...]
 
 
@@ -49,7 +57,7 @@ def ratios(records: list[Record], look: Look, prefix: str) -> Figure | None:
         axes.axhspan(1 / edge, edge, color=svg.BAND, linewidth=0)
         axes.axhline(1, color=svg.INK, linewidth=1)
         _draw(axes, lines, look)
-        panels.scale(axes, "y", values, times, keep=(1 / edge, edge))
+        panels.scale(axes, "y", values, tick, keep=(1 / edge, edge))
         title = f"Ratio to the baseline against batch size, {DIRECTION[direction]}"
         parts.append(
             svg.inline(figure, f"{prefix}{len(parts)}-", title, _describe(lines, times),
@@ -179,7 +187,7 @@ def _draw(axes: Axes, lines: Sequence[Series], look: Look) -> None:
     panels.scale_batch(axes, sorted({b for line in lines for b in line.batches}))
     ordered = sorted(lines, key=lambda line: look.styles[line.contender].index)
     for place, line in enumerate(ordered):
-        shift = 2 ** (0.4 * ((place + 0.5) / len(ordered) - 0.5))
+        shift = 2 ** (0.5 * ((place + 0.5) / len(ordered) - 0.5))
         draw_line(axes, line, [b * shift for b in line.batches], look.styles[line.contender])
 
 
@@ -193,12 +201,12 @@ def draw_line(axes: Axes, line: Series, places: Sequence[float], style: Style,
     ]
     if having:
         x, low, high = zip(*having, strict=True)
-        axes.vlines(x, low, high, color=colour, linewidth=1.1, alpha=0.75, gid=gid)
+        axes.vlines(x, low, high, color=colour, linewidth=1.1, alpha=0.6, gid=gid)
     axes.plot(
         places,
         [v.value for v in line.values],
         color=colour,
-        linewidth=1.3 if joined else 0,
+        linewidth=0 if not joined else 1.3 if style.index else 2,
         dashes=style.dash or (1, 0),
         marker=style.marker,
         markersize=5.5,
@@ -245,4 +253,4 @@ def _figure(
     if not parts:
         return None
     names = dict.fromkeys(line.contender for lines in drawn.values() for line in lines)
-    return Figure(caption, tuple(parts), tuple(names))
+    return Figure(caption, tuple(Panel(part) for part in parts), tuple(names))

@@ -11,8 +11,8 @@ from sbnbench.analyse import Series
 from sbnbench.model import Direction, Estimate, Record
 from sbnbench_reports import axes as panels
 from sbnbench_reports import svg
-from sbnbench_reports.figures import ERROR_AXIS, Figure, Look, draw_line
-from sbnbench_reports.text import DIRECTION, main_direction, plain, times
+from sbnbench_reports.figures import ERROR_AXIS, Figure, Look, Panel, draw_line
+from sbnbench_reports.text import DIRECTION, main_direction, plain, tick, times
 
 _ERROR = "var_batch_median"
 
@@ -40,31 +40,31 @@ def speed_against_error(records: list[Record], look: Look, prefix: str) -> Figur
     exact = min(errors, default=1.0) / 4
     named = {exact: "exact"} if len(errors) < len(everything) else {}
     ratios = [n for p in everything for n in (p.ratio.value, p.ratio.low, p.ratio.high) if n]
-    parts: list[str] = []
+    parts: list[Panel] = []
     for batch, points in by_batch.items():
         figure, axes = panels.panel(f"batch {batch}", ERROR_AXIS["var"], "speed ÷ baseline's")
         axes.axhline(1, color=svg.INK, linewidth=1)
         panels.scale(axes, "x", errors, plain, named=named)
-        panels.scale(axes, "y", ratios, times, keep=(1,))
+        panels.scale(axes, "y", ratios, tick, keep=(1,))
         best = analyse.front(points, lambda p: p.error, lambda p: p.ratio.value)
         _draw_front(axes, best, exact)
         for p in points:
             line = Series(p.contender, (batch,), (p.ratio,))
             draw_line(axes, line, [p.error or exact], look.styles[p.contender], joined=False)
         names = ", ".join(p.contender for p in best)
-        parts.append(
-            svg.inline(
-                figure,
-                f"{prefix}{len(parts)}-",
-                f"Speed against error, batch {batch}",
-                f"{len(points)} contenders. On the front, by rising error: {names}.",
-                {look.styles[p.contender].index: [_tip(p)] for p in points},
-            )
+        drawing = svg.inline(
+            figure,
+            f"{prefix}{len(parts)}-",
+            f"Speed against error, batch {batch}",
+            f"{len(points)} contenders. On the front, by rising error: {names}.",
+            {look.styles[p.contender].index: [_tip(p)] for p in points},
         )
+        parts.append(Panel(drawing, tuple(p.contender for p in best)))
     return Figure(
         f"{DIRECTION[direction].capitalize()}. Up is faster, left is more exact. The dashed steps "
-        "are the front: nothing is both faster and more exact than a contender on it. Contenders "
-        "that do not estimate batch statistics have no error and are not drawn.",
+        "are the front, named below each panel by rising error: nothing is both faster and more "
+        "exact than a contender on it. Contenders that do not estimate batch statistics have no "
+        "error and are not drawn.",
         tuple(parts),
         tuple(dict.fromkeys(p.contender for p in everything)),
     )
@@ -88,23 +88,14 @@ def _points(records: list[Record], direction: Direction | None) -> list[Point]:
 
 
 def _draw_front(axes: Axes, best: list[Point], exact: float) -> None:
-    """Steps through the points of the front, each named on the side that has room."""
-    places = [p.error or exact for p in best]
-    axes.plot(places, [p.ratio.value for p in best], color=svg.MUTED, linewidth=1,
-              dashes=(3, 2), drawstyle="steps-post")  # fmt: skip
-    left, right = axes.get_xlim()
-    for point, place in zip(best, places, strict=True):
-        late = place > (left * right) ** 0.5
-        axes.annotate(
-            point.contender.rpartition("@")[0],
-            (place, point.ratio.value),
-            (-7, 5) if late else (7, 5),
-            textcoords="offset points",
-            ha="right" if late else "left",
-            fontsize=9,
-            color=svg.INK,
-            gid=svg.HALO,
-        )
+    axes.plot(
+        [p.error or exact for p in best],
+        [p.ratio.value for p in best],
+        color=svg.MUTED,
+        linewidth=1,
+        dashes=(3, 2),
+        drawstyle="steps-post",
+    )
 
 
 def _tip(point: Point) -> str:

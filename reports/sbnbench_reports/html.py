@@ -73,6 +73,7 @@ def _templates() -> Environment:
         "times": text.times,
         "fact": _fact,
         "label": _label,
+        "breakable": _breakable,
         "svg": Markup,
     }
     return templates
@@ -81,6 +82,11 @@ def _templates() -> Environment:
 def _names(sentence: str) -> Markup:
     """Escaped text whose `names` are set as code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(Markup.escape(sentence))))
+
+
+def _breakable(name: str) -> Markup:
+    """An escaped contender's id that a narrow column may break where its parts join."""
+    return Markup(re.sub(r"([\[,])|(@)", r"\1<wbr>\2", str(Markup.escape(name))))
 
 
 def _context(run: Run, threshold: float) -> dict[str, Any]:
@@ -154,12 +160,11 @@ def _standings(found: list[Comparison], threshold: float) -> list[Standing]:
     names = text.varied(summaries)
     standings = []
     for conditions, members in summaries.items():
-        main = text.main_direction(s.direction for s in members)
         directions, winners = tables.winners(members)
         standings.append(
             Standing(
                 text.where(conditions, names),
-                tables.league(members, main, threshold),
+                tables.league(members, threshold),
                 directions,
                 winners,
             )

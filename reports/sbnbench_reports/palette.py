@@ -59,7 +59,7 @@ def styles(contenders: Iterable[str], baseline: str) -> dict[str, Style]:
 
 def normalizer(contender: str) -> str:
     """`fs` of `fs[ratio=1/16]@triton`."""
-    return contender.rpartition("@")[0].partition("[")[0]
+    return contender.partition("@")[0].partition("[")[0]
 
 
 def variables(hues: tuple[str, ...]) -> str:

@@ -23,9 +23,6 @@ _STANDS_FOR = {"#5bff00": "var(--ink)", "#5bff01": "var(--muted)", "#5bff02": "v
                "#5bff03": "var(--page)", "#5bff04": "var(--band)"}  # fmt: skip
 INK, MUTED, LINE, PAGE, BAND = _STANDS_FOR
 
-HALO = "halo"
-"""The gid of text that stays readable over lines."""
-
 _HUE = "#5b00"
 _SERIES = "series-"
 _ID = re.compile(r"#([\w-]+)")
@@ -93,8 +90,6 @@ def _adapt(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
         if name == "id":
             if value.startswith(_SERIES):
                 attributes["class"] = f"s {value.replace(_SERIES, 's')}"
-            elif value == HALO:
-                attributes["class"] = HALO
             elif value in used:
                 attributes["id"] = prefix + value
         elif name == "href":

@@ -10,24 +10,23 @@ from typing import Any
 
 from sbnbench import analyse, units
 from sbnbench.analyse import Comparison, Setting, Summary
-from sbnbench.model import FAILED, Block, Direction, Estimate, Record, Status
+from sbnbench.model import DIRECTIONS, FAILED, Block, Direction, Estimate, Record, Status
 from sbnbench_reports import Run
-from sbnbench_reports.text import DIRECTION, STATUS, count, listing, plain, times
+from sbnbench_reports.text import DIRECTION, STATUS, count, listing, ordered, plain, times
 
 REMEDY: dict[Status, str] = {
-    "not-applicable": "Nothing is broken: the algorithm does not take this input. Leave it out "
-    "with --skip, or change the parameter that the reason names.",
-    "unavailable": "Install or change what the reason names, then continue with --resume.",
-    "failed-verification": "No speed is reported for wrong results. Repair the implementation; "
-    "until then do not use it.",
+    "failed-verification": "Its results disagree with float64, and no speed is reported for wrong "
+    "results. Repair the implementation; until then do not use it.",
     "error": "The contender raised an exception. Run it alone with --only to see it again.",
-    "crashed": "The worker process died. Run it alone with --only; the system's log may name "
-    "the cause.",
-    "timeout": "Give it more time with --timeout, or leave it out with --skip.",
+    "crashed": "The worker process died. Run the contender alone with --only; the system's log may "
+    "name the cause.",
     "out-of-memory": "Use a smaller batch or layer, or a device with more memory.",
+    "timeout": "Give it more time with --timeout, or leave it out with --skip.",
+    "unavailable": "Install or change what the reason names, then continue with --resume.",
+    "not-applicable": "Nothing is broken: the algorithm does not take this input, or the measure "
+    "does not apply to it. Change what the reason names, or leave it out with --skip.",
 }
-
-Key = tuple[str, str, str, str]
+"""What to do about each status; the order in which a report lists them."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,15 @@ class Note:
     number: int
     texts: tuple[str, ...]
     """What was said; several differ only in their numbers."""
+    results: str
     places: str
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Results that are missing for one reason."""
+    """Results of one contender that are missing for one reason. `order` is the status's place."""
 
+    order: int
     contender: str
     status: str
     failed: bool
@@ -193,7 +194,7 @@ def notes(records: Iterable[Record]) -> list[Note]:
     for number, pairs in enumerate(analyse.group(having, lambda p: alike(p[0])).values(), start=1):
         texts = tuple(dict.fromkeys(note for note, _ in pairs))
         places = _places([record for _, record in pairs], contenders=True)
-        found.append(Note(number, texts, places))
+        found.append(Note(number, texts, count(len(pairs), "result"), places))
     return found
 
 
@@ -203,14 +204,27 @@ def alike(note: str) -> str:
 
 
 def failures(records: Iterable[Record]) -> list[Failure]:
-    """What has no result, by contender and reason; what failed before what did not apply."""
+    """What has no result, by status, contender and reason; what failed before what is refused."""
     bad = [r for r in records if r.status != "ok"]
     grouped = analyse.group(bad, lambda r: (r.status, r.contender, r.reason))
+    order = list(REMEDY)
     rows = [
-        Failure(contender, STATUS[status], status in FAILED, _places(own), reason, REMEDY[status])
+        Failure(
+            order.index(status),
+            contender,
+            STATUS[status],
+            status in FAILED,
+            _places(own),
+            reason,
+            REMEDY[status],
+        )
         for (status, contender, reason), own in grouped.items()
     ]
-    return sorted(rows, key=lambda row: not row.failed)
+    return sorted(rows, key=lambda row: row.order)
+
+
+MOST_NAMES = 4
+"""Names that a list of places spells out; more are only counted."""
 
 
 def _places(records: list[Record], contenders: bool = False) -> str:
@@ -218,16 +232,25 @@ def _places(records: list[Record], contenders: bool = False) -> str:
     names = list(dict.fromkeys(r.contender for r in records))
     layers = list(dict.fromkeys(r.workload.layer for r in records))
     batches = sorted({r.workload.batch for r in records})
-    measures = list(dict.fromkeys(_measure(r) for r in records))
-    parts = [listing(names)] if contenders else []
-    parts.append(", ".join(measures))
+    parts = []
+    if contenders:
+        parts.append(listing(names) if len(names) <= MOST_NAMES else f"{len(names)} contenders")
+    parts.append(", ".join(_measures(records)))
     parts.append(layers[0] if len(layers) == 1 else count(len(layers), "layer"))
     parts.append(f"batch {listing(batches)}")
     return "; ".join(parts)
 
 
-def _measure(record: Record) -> str:
-    return record.measure if record.direction is None else DIRECTION[record.direction]
+def _measures(records: list[Record]) -> list[str]:
+    """Measures, with their directions where those are not all three: `latency (forward), error`."""
+    found = []
+    for measure, own in analyse.group(records, lambda r: r.measure).items():
+        directions = dict.fromkeys(r.direction for r in own if r.direction)
+        some = 0 < len(directions) < len(DIRECTIONS)
+        found.append(
+            f"{measure} ({listing(DIRECTION[d] for d in directions)})" if some else measure
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -251,11 +274,11 @@ class League:
     rows: tuple[tuple[str, tuple[tuple[Summary, Bar] | None, ...]], ...]
 
 
-def league(found: list[Summary], main: Direction | None, threshold: float) -> League:
+def league(found: list[Summary], threshold: float) -> League:
     """The summaries of one set of conditions at their largest batch size."""
     batch = max(s.batch for s in found)
     found = [s for s in found if s.batch == batch]
-    directions = tuple(dict.fromkeys(s.direction for s in found))
+    directions = ordered(s.direction for s in found)
     ends = [n for s in found for n in (s.ratio.low, s.ratio.high, s.ratio.value) if n]
     low = min(*ends, 1 / (1 + threshold)) / 1.05
     high = max(*ends, 1 + threshold) * 1.05
@@ -271,7 +294,7 @@ def league(found: list[Summary], main: Direction | None, threshold: float) -> Le
     table = {(s.contender, s.direction): s for s in found}
 
     def height(contender: str) -> float:
-        rank = table.get((contender, main))
+        rank = table.get((contender, directions[0]))
         return -rank.ratio.value if rank else 0.0
 
     rows = tuple(
@@ -291,7 +314,7 @@ def winners(
     found: list[Summary],
 ) -> tuple[tuple[Direction | None, ...], list[tuple[int, list[Summary | None]]]]:
     """The best contender of each batch size (rows) and direction (columns)."""
-    directions = tuple(dict.fromkeys(s.direction for s in found))
+    directions = ordered(s.direction for s in found)
     grouped = analyse.group(found, lambda s: (s.batch, s.direction))
     batches = sorted({s.batch for s in found})
     return directions, [

@@ -48,15 +48,24 @@ def times(value: float) -> str:
     return f"{value:.2f}×" if value >= 0.1 else f"{value:.2g}×"
 
 
+def tick(value: float) -> str:
+    """A ratio at an axis: 0.7×."""
+    return f"{value:g}×"
+
+
 def plain(value: float) -> str:
     """An error, a pure number: 0.083."""
     return f"{value:.2g}"
 
 
-def main_direction(directions: Iterable[Direction | None]) -> Direction | None:
-    """The direction that an answer is given for: training's where it was measured."""
+def ordered(directions: Iterable[Direction | None]) -> tuple[Direction | None, ...]:
+    """Directions, the one that answers are given for first: training's where it was measured."""
     present = set(directions)
-    return next((d for d in ("fwd_bwd", "fwd", "bwd") if d in present), None)
+    return tuple(d for d in ("fwd_bwd", "fwd", "bwd", None) if d in present)
+
+
+def main_direction(directions: Iterable[Direction | None]) -> Direction | None:
+    return next(iter(ordered(directions)), None)
 
 
 def varied(found: Iterable[Conditions]) -> list[str]:
