@@ -148,17 +148,8 @@ def gate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     if not site.exists():
         subprocess.run(
             [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--no-deps",
-                "--no-index",
-                "--no-build-isolation",
-                "--target",
-                str(site),
-                str(folder),
+                *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"),
+                *("--no-build-isolation", "--target", str(site), str(folder)),
             ],
             check=True,
         )
