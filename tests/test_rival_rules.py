@@ -44,4 +44,4 @@ def test_criterion_wants_the_interval_beyond_one_percent() -> None:
 
 def test_criterion_wants_the_test_too() -> None:
     """One wild sample of three: every resample's mean is beyond 1 %, and Welch's t is small."""
-    assert not criterion(sample(1.0, sd=0.001), [1.02, 1.02, 3.0])
+    assert not criterion(sample(1.0, n=3, sd=0.001), [1.02, 1.02, 3.0])
