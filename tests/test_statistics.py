@@ -97,8 +97,8 @@ def test_standard_error_is_that_of_the_centre_also_where_rounds_depend_on_each_o
 
 
 def test_stretches_hold_whole_mirrored_twos() -> None:
-    humps = np.tile([-0.1, 0.1], 35) + rounds(70, sd=0.003)
-    assert standard_error(humps) < 0.001
+    humps = np.tile([-0.1, 0.1], 8) + rounds(16, sd=0.003)
+    assert standard_error(humps) < 0.002
 
 
 def test_a_known_ratio_survives_drift_and_bursts() -> None:
