@@ -62,9 +62,9 @@ def speed_against_error(records: list[Record], look: Look, prefix: str) -> Figur
         parts.append(Panel(drawing, tuple(p.contender for p in best)))
     return Figure(
         f"{DIRECTION[direction].capitalize()}. Up is faster, left is more exact. The dashed steps "
-        "are the front, named below each panel by rising error: nothing is both faster and more "
-        "exact than a contender on it. Contenders that do not estimate batch statistics have no "
-        "error and are not drawn.",
+        "are the front, named below each panel by rising error: by the estimates alone, nothing is "
+        "both faster and more exact than a contender on it. Contenders that do not estimate "
+        "batch statistics have no error and are not drawn.",
         tuple(parts),
         tuple(dict.fromkeys(p.contender for p in everything)),
     )

@@ -86,7 +86,7 @@ def _names(sentence: str) -> Markup:
 
 def _breakable(name: str) -> Markup:
     """An escaped contender's id that a narrow column may break where its parts join."""
-    return Markup(re.sub(r"([\[,])|(@)", r"\1<wbr>\2", str(Markup.escape(name))))
+    return Markup(re.sub(r"(,)|(@)", r"\1<wbr>\2", str(Markup.escape(name))))
 
 
 def _context(run: Run, threshold: float) -> dict[str, Any]:
