@@ -172,9 +172,9 @@ def report(
         console.make_console(stderr=True).print(f"warning: {problem}", markup=False)
     api.export(found, as_json, as_csv)
     if as_markdown:
-        from sbnbench_reports import text
+        from sbnbench_reports import markdown
 
-        typer.echo(text.markdown(found))
+        typer.echo(markdown.table(found))
         return
     typer.echo(f"report: {found.report(out)}")
 

@@ -51,10 +51,11 @@ class Inputs:
 
     def double(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x, dy, γ and b as float64 on the CPU, contiguous."""
-        return tuple(
+        x, dy, weight, bias = (
             t.to("cpu", torch.float64).contiguous()
             for t in (self.x, self.dy, self.weight, self.bias)
-        )  # type: ignore[return-value]
+        )
+        return x, dy, weight, bias
 
 
 def make(workload: Workload, num_virtual: int = 0, draw: int = 0) -> Inputs:
@@ -82,12 +83,9 @@ def make(workload: Workload, num_virtual: int = 0, draw: int = 0) -> Inputs:
         x = rows.rows([(start + n) % ROWS for n in range(workload.batch)])
         virtual = rows.virtual([(start + n) % VIRTUAL for n in range(num_virtual)])
         mean, deviation = rows.mean.float(), rows.var.sqrt().float()
-    dy = torch.cat(
-        [
-            _gradient(part, mean, deviation, workload.seed, name, draw)
-            for part, name in ((x, "real"), (virtual, "virtual"))
-            if len(part)
-        ]
+    dy, virtual_dy = (
+        _gradient(part, mean, deviation, workload.seed, name, draw)
+        for part, name in ((x, "real"), (virtual, "virtual"))
     )
     source = generator("affine", workload.seed, draw)
     weight = 0.5 + torch.rand(workload.channels, generator=source)
@@ -96,8 +94,8 @@ def make(workload: Workload, num_virtual: int = 0, draw: int = 0) -> Inputs:
     return Inputs(
         workload,
         num_virtual,
-        place(torch.cat((x, virtual)) if num_virtual else x, workload),
-        place(dy, workload),
+        place(_joined(x, virtual), workload),
+        place(_joined(dy, virtual_dy), workload),
         _affine(weight, workload),
         _affine(bias, workload),
     )
@@ -159,6 +157,10 @@ def place(values: Tensor, workload: Workload) -> Tensor:
         last = torch.channels_last if placed.ndim == 4 else torch.channels_last_3d
         return placed.contiguous(memory_format=last)
     return placed.contiguous()
+
+
+def _joined(real: Tensor, virtual: Tensor) -> Tensor:
+    return torch.cat((real, virtual)) if len(virtual) else real
 
 
 def _gradient(x: Tensor, mean: Tensor, deviation: Tensor, *key: object) -> Tensor:

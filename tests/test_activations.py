@@ -243,6 +243,7 @@ def test_abandoned_folders_are_swept(tmp_path):
     assert new.exists()
 
 
+@pytest.mark.slow
 def test_two_processes_may_capture_at_once(captured, tmp_path):
     code = (
         "from sbnbench.activations import prepare, activations\n"

@@ -60,6 +60,13 @@ def test_a_fresh_draw_and_another_seed_change_every_tensor():
     assert torch.equal(first.fresh(0).x, first.x)
 
 
+def test_a_fresh_gradient_has_noise_of_its_own():
+    first = make(Workload("synthetic", 16, 8, (20, 20)))
+    a, b = (d.dy.transpose(0, 1).flatten(1) for d in (first, first.fresh(1)))
+    alike = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(a, b, strict=True)]
+    assert max(abs(float(r)) for r in alike) < 0.3
+
+
 def test_fresh_draws_come_from_the_same_channels():
     first, fresh = make(MAPS), make(MAPS).fresh(1)
     a, b = (t.x.mean((0, 2, 3)) for t in (first, fresh))
@@ -72,7 +79,10 @@ def test_shape_and_dtype(spatial, dtype):
     made = make(Workload("synthetic", 3, 7, spatial, dtype=dtype), 2)
     assert made.x.shape == made.dy.shape == (5, 7, *spatial)
     assert made.weight.shape == made.bias.shape == (7,)
-    assert all(t.dtype == getattr(torch, dtype) and t.isfinite().all() for t in tensors(made))
+    assert made.x.dtype == made.dy.dtype == getattr(torch, dtype)
+    wide = torch.float64 if dtype == "float64" else torch.float32
+    assert made.weight.dtype == made.bias.dtype == wide
+    assert all(t.isfinite().all() for t in tensors(made))
     assert made.x.is_contiguous()
     assert made.dy.is_contiguous()
 
@@ -101,9 +111,9 @@ def test_double_gives_the_rounded_values(dtype):
     rounded = make(Workload("synthetic", 8, 16, (12, 10), dtype=dtype))
     for exact, seen, double in zip(tensors(full), tensors(rounded), rounded.double(), strict=True):
         assert double.dtype == torch.float64
-        assert torch.equal(double, exact.to(getattr(torch, dtype)).double())
+        assert torch.equal(double, exact.to(seen.dtype).double())
         assert torch.equal(double.to(seen.dtype), seen)
-        assert not torch.equal(double, exact.double())
+    assert not torch.equal(rounded.double()[0], full.x.double())
 
 
 @pytest.mark.parametrize("spatial", SHAPES)

@@ -56,7 +56,7 @@ def measure_error(
     no channel varies; VerificationFailed for statistics that are no numbers.
     """
     if not hasattr(op, "statistics"):
-        raise NotApplicable(f"{contender.normalizer} does not estimate BatchNorm's statistics")
+        raise NotApplicable(f"{contender.id} offers no statistics to hold against BatchNorm's")
     return _study(workload, options).measure(op, virtual_rows(contender), seed)
 
 

