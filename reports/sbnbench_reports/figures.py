@@ -17,6 +17,7 @@ from sbnbench.analyse import Series
 from sbnbench.model import Direction, Estimate, Record
 from sbnbench_reports import axes as panels
 from sbnbench_reports import svg
+from sbnbench_reports.answer import EXACT
 from sbnbench_reports.palette import Style
 from sbnbench_reports.text import DIRECTION, count, plain, tick, times
 
@@ -110,12 +111,12 @@ def errors(records: list[Record], look: Look, prefix: str) -> Figure | None:
     parts: list[str] = []
     everything: dict[None, list[Series]] = {None: []}
     for moment, against, title in _ERRORS:
-        middle = _positive(analyse.series(records, f"{moment}_{against}_median"))
+        middle = _inexact(analyse.series(records, f"{moment}_{against}_median"))
         tail = {s.contender: s for s in analyse.series(records, f"{moment}_{against}_p95")}
         if not middle:
             continue
         figure, axes = panels.panel(title, "batch size", ERROR_AXIS[moment])
-        values = _values(middle) + _values(_positive(tail.values()))
+        values = _values(middle) + _values(_inexact(tail.values()))
         whiskers = [_with_tail(line, tail.get(line.contender)) for line in middle]
         _draw(axes, whiskers, look)
         panels.scale(axes, "y", values, plain)
@@ -167,11 +168,11 @@ def _with_tail(line: Series, tail: Series | None) -> Series:
     return Series(line.contender, line.batches, tuple(values))
 
 
-def _positive(lines: Iterable[Series]) -> list[Series]:
-    """Lines without the values that a logarithmic axis cannot show."""
+def _inexact(lines: Iterable[Series]) -> list[Series]:
+    """Lines without what is exact, which a logarithmic axis cannot show."""
     kept = []
     for line in lines:
-        pairs = [(b, v) for b, v in zip(line.batches, line.values, strict=True) if v.value > 0]
+        pairs = [(b, v) for b, v in zip(line.batches, line.values, strict=True) if v.value > EXACT]
         if pairs:
             kept.append(Series(line.contender, *map(tuple, zip(*pairs, strict=True))))
     return kept

@@ -11,6 +11,7 @@ from sbnbench.analyse import Series
 from sbnbench.model import Direction, Estimate, Record
 from sbnbench_reports import axes as panels
 from sbnbench_reports import svg
+from sbnbench_reports.answer import EXACT
 from sbnbench_reports.figures import ERROR_AXIS, Figure, Look, Panel, draw_line
 from sbnbench_reports.text import DIRECTION, main_direction, plain, tick, times
 
@@ -21,6 +22,7 @@ _ERROR = "var_batch_median"
 class Point:
     contender: str
     error: float
+    """0 where it is no more than rounding."""
     ratio: Estimate
 
 
@@ -35,7 +37,7 @@ def speed_against_error(records: list[Record], look: Look, prefix: str) -> Figur
     if not by_batch:
         return None
     everything = [p for points in by_batch.values() for p in points]
-    errors = [p.error for p in everything if p.error > 0]
+    errors = [p.error for p in everything if p.error]
     # A logarithmic axis has no zero: what is exact stands apart, left of the smallest error.
     exact = min(errors, default=1.0) / 4
     named = {exact: "exact"} if len(errors) < len(everything) else {}
@@ -80,7 +82,7 @@ def _points(records: list[Record], direction: Direction | None) -> list[Point]:
     if speed:
         speed.setdefault(records[0].baseline, Estimate(1.0))
     return [
-        Point(r.contender, error.value, speed[r.contender])
+        Point(r.contender, 0.0 if error.value < EXACT else error.value, speed[r.contender])
         for r in records
         if r.measure == "error" and r.contender in speed
         if (error := r.estimates.get(_ERROR)) is not None

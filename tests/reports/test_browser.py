@@ -73,15 +73,17 @@ def test_sorting_by_number_with_mouse(open_page: Any) -> None:
     assert head.get_attribute("aria-sort") is None
     page.locator("#verdict-table thead button").nth(4).click()
     assert head.get_attribute("aria-sort") == "ascending"
-    values = [float(text[:-1]) for text in column(page, 4) if text]
+    texts = column(page, 4)
+    values = [float(text[:-1]) for text in texts if text]
     assert values == sorted(values)
+    assert texts[-1] == "", "what has no ratio stands at the end"
     assert values[0] < values[-1]
     page.locator("#verdict-table thead button").nth(4).click()
     assert head.get_attribute("aria-sort") == "descending"
     texts = column(page, 4)
     values = [float(text[:-1]) for text in texts if text]
     assert values == sorted(values, reverse=True)
-    assert texts[-1] == "", "what has no ratio stays at the end"
+    assert texts[-1] == "", "and stays there"
 
 
 def test_sorting_times_by_size_not_by_text(open_page: Any) -> None:

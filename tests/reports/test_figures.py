@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,3 +139,28 @@ def test_colours_stand_out_from_the_page(colours: tuple[str, ...], page: str) ->
         own = weights @ linear(colour)
         contrast = (max(own, background) + 0.05) / (min(own, background) + 0.05)
         assert contrast > 2.8, colour
+
+
+def test_rounding_errors_do_not_stretch_the_axes(run: Any) -> None:
+    from msgspec.structs import replace
+
+    from sbnbench.model import Estimate
+    from sbnbench_reports import figures, front
+
+    records = [
+        replace(r, estimates={name: Estimate(2e-8) for name in r.estimates})
+        if r.measure == "error" and r.contender == "bn@eager" and r.status == "ok"
+        else r
+        for r in run.records
+        if r.workload.channels == 144
+    ]
+    look = figures.Look(palette.styles((r.contender for r in records), "bn@aten"), 0.05)
+    errors = figures.errors(records, look, "e")
+    trade = front.speed_against_error(records, look, "t")
+    assert errors is not None
+    assert trade is not None
+    against_batch = errors.panels[1].svg
+    assert "bn@eager" not in against_batch
+    assert "e-08" not in against_batch
+    assert "bn@eager: 0." in trade.panels[0].svg
+    assert ">exact<" in trade.panels[0].svg
