@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from sbnbench.analyse import judge
 from sbnbench.model import Contender, Estimate, Plan, Record, Workload
 from sbnbench_reports import html
 
@@ -291,6 +292,22 @@ def test_threshold_reaches_verdicts_and_words(small: Any) -> None:
     rows = squeezed(page.rows["verdict-table"])
     assert {row[6] for row in rows} & {"▲ FASTER"} == set()
     assert "threshold of 50 %" in " ".join(page.text.split())
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.2])
+def test_the_rule_told_is_the_rule_used(small: Any, threshold: float) -> None:
+    text = " ".join(Page(html.render(small, threshold)).text.split())
+    told = re.search(r"FASTER the ratio is ([\d.]+) or more, .*? above ([\d.]+)\.", text)
+    assert told
+    edge, certain = float(told[1]), float(told[2])
+
+    def verdict(value: float, low: float) -> str:
+        return judge(Estimate(value, low, 3.0), threshold).verdict
+
+    assert verdict(edge + 0.002, certain + 0.001) == "FASTER"
+    assert verdict(edge - 0.002, certain + 0.001) == "UNCLEAR"
+    assert verdict(edge + 0.002, certain - 0.001) == "UNCLEAR"
+    assert f"below {1 / certain:.3f}." in text
 
 
 def test_contender_of_other_shape_has_a_style(small: Any) -> None:
