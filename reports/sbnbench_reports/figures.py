@@ -21,6 +21,9 @@ from sbnbench_reports.answer import EXACT
 from sbnbench_reports.palette import Style
 from sbnbench_reports.text import DIRECTION, count, plain, tick, times
 
+_NEAR = 1.5
+"""How far an axis follows intervals beyond the outermost values, as a factor."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -51,7 +54,7 @@ def ratios(records: list[Record], look: Look, prefix: str) -> Figure | None:
     """One layer's ratio to the baseline against batch, a panel a direction."""
     drawn = _by_direction(records, "ratio")
     edge = 1 + look.threshold
-    values = [v for lines in drawn.values() for v in _values(lines)]
+    values = reach(v for lines in drawn.values() for line in lines for v in line.values)
     parts: list[str] = []
     for direction, lines in drawn.items():
         figure, axes = panels.panel(DIRECTION[direction], "batch size", "speed ÷ baseline's")
@@ -67,8 +70,9 @@ def ratios(records: list[Record], look: Look, prefix: str) -> Figure | None:
     return _figure(
         drawn,
         parts,
-        f"Baseline's time over the contender's: above the line is faster. Bars are 95 % intervals; "
-        f"the band is ±{units.percent(look.threshold)}, where a difference counts as none.",
+        "Baseline's time over the contender's: above the line is faster. Bars are 95 % intervals, "
+        f"cut where they leave the panel; the band is ±{units.percent(look.threshold)}, where a "
+        "difference counts as none.",
     )
 
 
@@ -78,7 +82,7 @@ def latencies(records: list[Record], look: Look, prefix: str) -> Figure | None:
     for direction, lines in drawn.items():
         own = [r for r in records if r.direction == direction]
         lines += _baseline_lines(own, {line.contender for line in lines})
-    values = [v for lines in drawn.values() for v in _values(lines)]
+    values = reach(v for lines in drawn.values() for line in lines for v in line.values)
     parts: list[str] = []
     for direction, lines in drawn.items():
         figure, axes = panels.panel(DIRECTION[direction], "batch size", "time a call")
@@ -92,7 +96,7 @@ def latencies(records: list[Record], look: Look, prefix: str) -> Figure | None:
     return _figure(
         drawn,
         parts,
-        "Median time of one call. Context only: absolute times drift with the machine; "
+        "Typical time of one call. Context only: absolute times drift with the machine; "
         "the ratio above is measured against that drift.",
     )
 
@@ -116,7 +120,8 @@ def errors(records: list[Record], look: Look, prefix: str) -> Figure | None:
         if not middle:
             continue
         figure, axes = panels.panel(title, "batch size", ERROR_AXIS[moment])
-        values = _values(middle) + _values(_inexact(tail.values()))
+        tails = _inexact(tail.values())
+        values = [v.value for line in (*middle, *tails) for v in line.values]
         whiskers = [_with_tail(line, tail.get(line.contender)) for line in middle]
         _draw(axes, whiskers, look)
         panels.scale(axes, "y", values, plain)
@@ -178,9 +183,18 @@ def _inexact(lines: Iterable[Series]) -> list[Series]:
     return kept
 
 
-def _values(lines: Iterable[Series]) -> list[float]:
-    """Every number that an axis must reach: values and ends of intervals."""
-    return [n for line in lines for v in line.values for n in (v.value, v.low, v.high) if n]
+def reach(estimates: Iterable[Estimate]) -> list[float]:
+    """Every number that an axis must reach: the values, and the ends of intervals near them.
+
+    One interval much wider than the rest would press everything else into a line; it is cut.
+    """
+    known = list(estimates)
+    values = [e.value for e in known if e.value > 0]
+    if not values:
+        return []
+    lowest, highest = min(values) / _NEAR, max(values) * _NEAR
+    ends = [n for e in known for n in (e.low, e.high) if n and n > 0]
+    return values + [min(max(n, lowest), highest) for n in ends]
 
 
 def _draw(axes: Axes, lines: Sequence[Series], look: Look) -> None:

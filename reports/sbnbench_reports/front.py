@@ -12,7 +12,7 @@ from sbnbench.model import Direction, Estimate, Record
 from sbnbench_reports import axes as panels
 from sbnbench_reports import svg
 from sbnbench_reports.answer import EXACT
-from sbnbench_reports.figures import ERROR_AXIS, Figure, Look, Panel, draw_line
+from sbnbench_reports.figures import ERROR_AXIS, Figure, Look, Panel, draw_line, reach
 from sbnbench_reports.text import DIRECTION, main_direction, plain, tick, times
 
 _ERROR = "var_batch_median"
@@ -41,7 +41,7 @@ def speed_against_error(records: list[Record], look: Look, prefix: str) -> Figur
     # A logarithmic axis has no zero: what is exact stands apart, left of the smallest error.
     exact = min(errors, default=1.0) / 4
     named = {exact: "exact"} if len(errors) < len(everything) else {}
-    ratios = [n for p in everything for n in (p.ratio.value, p.ratio.low, p.ratio.high) if n]
+    ratios = reach(p.ratio for p in everything)
     parts: list[Panel] = []
     for batch, points in by_batch.items():
         figure, axes = panels.panel(f"batch {batch}", ERROR_AXIS["var"], "speed ÷ baseline's")

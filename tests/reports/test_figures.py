@@ -164,3 +164,13 @@ def test_rounding_errors_do_not_stretch_the_axes(run: Any) -> None:
     assert "e-08" not in against_batch
     assert "bn@eager: 0." in trade.panels[0].svg
     assert ">exact<" in trade.panels[0].svg
+
+
+def test_one_wide_interval_does_not_flatten_a_panel() -> None:
+    from sbnbench.model import Estimate
+    from sbnbench_reports.figures import reach
+
+    found = reach([Estimate(1.0, 0.01, 900.0), Estimate(2.0, 1.9, 2.1), Estimate(0.5)])
+    assert min(found) == pytest.approx(0.5 / 1.5)
+    assert max(found) == pytest.approx(2.0 * 1.5)
+    assert {1.0, 2.0, 0.5, 1.9, 2.1} <= set(found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace as changed
 from html.parser import HTMLParser
@@ -315,3 +317,11 @@ def test_contender_of_other_shape_has_a_style(small: Any) -> None:
                for r in small.records]  # fmt: skip
     assert "mine" in Page(html.render(changed(small, records=records))).text
     assert Contender("bn", "eager").id == "bn@eager"
+
+
+def test_reports_need_no_torch() -> None:
+    code = (
+        "import sys; from sbnbench_reports import html, markdown; "
+        "sys.exit(any(m.split('.')[0] in ('torch', 'sbnbench_kernels') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from sbnbench import units
 from sbnbench.model import Estimate
 from sbnbench_reports import answer, text
 
@@ -104,3 +105,19 @@ def test_layers_are_told_apart_by_what_differs(run: Any) -> None:
         "_blocks.3._bn1 144×28×28, float32",
         "_blocks.3._bn1 144×28×28, bfloat16",
     ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.931, 1.118, "0.93–1.12"),
+        (1.2041, 1.2312, "1.204–1.231"),
+        (1.00012, 1.00034, "1.000–1.000"),
+        (2.0, 2.0, "2.00–2.00"),
+        (None, 1.0, "no interval"),
+    ],
+)
+def test_intervals_have_the_digits_they_need(
+    low: float | None, high: float | None, words: str
+) -> None:
+    assert units.interval(Estimate(1.0, low, high)) == words
