@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 
-from sbnbench import suites
+from sbnbench import gate, suites, trees
 from sbnbench.errors import StoreError
 from sbnbench.execute import DEFAULT_TIMEOUT, execute
-from sbnbench.model import Plan
+from sbnbench.model import Block, Plan
 from sbnbench.observer import Observer
 from sbnbench.plan import Filters, make_plan, read_suite
+from sbnbench.pool import Worker
+from sbnbench.stopping import UntilClear
 from sbnbench.store import Run, flat, load, write_atomically
 
 __all__ = ["execute_plan", "export", "load", "plan", "run"]
@@ -65,6 +68,42 @@ def plan(suite: str, filters: Filters) -> Plan:
     """The plan of a suite by name or file, filtered."""
     path = suites.find(suite)
     return make_plan(read_suite(path, filters.quick), filters, path.stem)
+
+
+def gate_revision(
+    suite: str,
+    against: str,
+    filters: Filters,
+    threshold: float = 0.05,
+    seconds: float = 20.0,
+    timeout: float = DEFAULT_TIMEOUT,
+    on_block: Callable[[Block, int, int], None] = lambda block, done, total: None,
+) -> gate.Gate:
+    """Every contender of a suite, as the working tree has it, against a git revision of it."""
+    made = plan(suite, filters)
+    rule = UntilClear.at(threshold, seconds)
+    with (
+        TemporaryDirectory(prefix="sbnbench-gate-") as logs,
+        trees.side_by_side(against, Path.cwd()) as (new, old),
+        Worker(Path(logs) / "new.log", new) as new_worker,
+        Worker(Path(logs) / "old.log", old) as old_worker,
+    ):
+        return gate.against_revision(made, new_worker, old_worker, rule, against, timeout, on_block)
+
+
+def gate_runs(
+    new: str | os.PathLike[str],
+    old: str | os.PathLike[str],
+    threshold: float = 0.05,
+    allow_mixed: bool = False,
+) -> gate.Gate:
+    """Two finished runs, by each contender's ratio to the baseline within its run."""
+    return gate.against_run(load(new), load(old), threshold, allow_mixed)
+
+
+def as_json(found: gate.Gate) -> str:
+    """A gate's decisions as JSON text."""
+    return msgspec.json.format(msgspec.json.encode(found), indent=1).decode()
 
 
 def export(found: Run, as_json: Path | None, as_csv: Path | None) -> None:

@@ -179,6 +179,72 @@ def report(
     typer.echo(f"report: {found.report(out)}")
 
 
+@app.command(
+    epilog="Examples: [bold]sbnbench gate --against main --suite smoke[/] · "
+    "[bold]sbnbench gate --against HEAD~1 --suite my.toml --threshold 2.5% --strict --md[/] · "
+    "[bold]sbnbench gate runs/new --against runs/old[/]",
+)
+def gate(
+    run_path: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A finished run, to compare runs.")
+    ] = None,
+    against: Annotated[
+        str, typer.Option(help="A git revision to measure now, or a run directory.")
+    ] = "",
+    suite: Annotated[
+        str, typer.Option("--suite", "-s", help="What to measure, with a revision.")
+    ] = "",
+    axis: Annotated[list[str] | None, typer.Option("-a", "--axis", help="As in `run`.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="As in `run`.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="As in `run`.")] = None,
+    keyword: Annotated[str, typer.Option("-k", help="As in `run`.")] = "",
+    mode: Annotated[str, typer.Option(help="Directions: fwd,bwd,fwd_bwd.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="The suite's short form.")] = False,
+    threshold: Annotated[str, typer.Option(help="Smallest change that counts.")] = THRESHOLD,
+    seconds: Annotated[
+        float, typer.Option(help="Most measuring time for one contender and direction.")
+    ] = 20.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 4 where a verdict is UNCLEAR.")
+    ] = False,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Compare runs of other machines or versions.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Decisions as JSON.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--md", help="A Markdown table for a pull request.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that one process of a block may take.")
+    ] = 600.0,
+) -> None:
+    """Is any contender slower than it was? Exit 0 no, 1 yes, 3 failures, 4 unclear (--strict)."""
+    from sbnbench import api, console
+    from sbnbench.plan import Filters
+
+    beyond = fraction(threshold)
+    if not against or bool(run_path) == bool(suite):
+        raise UsageError("give --against REVISION --suite NAME, or RUN --against OTHER_RUN")
+    if run_path:
+        found = api.gate_runs(run_path, against, beyond, allow_mixed)
+    else:
+        filters = Filters(
+            pairs(axis or []), split(only), split(skip), keyword,
+            split([mode]) if mode else (), quick,
+        )  # fmt: skip
+        terminal = console.make_console(stderr=True)
+        found = api.gate_revision(
+            suite, against, filters, beyond, seconds, timeout, console.gate_progress(terminal)
+        )
+    if as_json:
+        typer.echo(api.as_json(found))
+    elif as_markdown:
+        typer.echo(console.gate_markdown(found))
+    else:
+        console.show_gate(console.make_console(), found)
+    raise typer.Exit(found.exit_code(strict))
+
+
 @app.command(epilog="Example: [bold]sbnbench doctor[/]")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,

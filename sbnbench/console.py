@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +22,9 @@ from rich.table import Table
 from sbnbench import units
 from sbnbench.model import FAILED, Block, Plan, Record, Workload, format_param
 from sbnbench.observer import Observer
+
+if TYPE_CHECKING:
+    from sbnbench.gate import Gate
 
 SIGN = {"FASTER": "▲", "SLOWER": "▼", "SAME": "=", "UNCLEAR": "?"}
 STYLE = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNCLEAR": "yellow"}
@@ -295,3 +299,55 @@ def show_diagnosis(console: Console, found: dict[str, Any]) -> None:
         table(console, kind, ["name", ""], rows)
     for name, reason in found["plug-ins that did not load"].items():
         console.print(f"[red]plug-in did not load[/] {escape(name)}: {escape(reason)}")
+
+
+def gate_progress(console: Console) -> Callable[[Block, int, int], None]:
+    """Says which block is being decided; a gate takes minutes."""
+    start = monotonic()
+
+    def on_block(block: Block, done: int, total: int) -> None:
+        spent = monotonic() - start
+        left = f", {units.duration(spent / done * (total - done))} left" if done else ""
+        console.print(f"[{done + 1}/{total}] {describe(block.workload)}{left}", markup=False)
+
+    return on_block
+
+
+GATE_COLUMNS = ("contender", "workload", "direction", "change", "verdict", "why")
+
+
+def _gate_rows(found: Gate) -> list[tuple[str, ...]]:
+    return [
+        (
+            d.contender,
+            describe(d.workload),
+            d.direction,
+            units.ratio(d.change) if d.change else d.status,
+            f"{SIGN[d.verdict]} {d.verdict}",
+            d.reason,
+        )
+        for d in found.decisions
+    ]
+
+
+def show_gate(console: Console, found: Gate) -> None:
+    """Every decision, and what they come to."""
+    rows = _gate_rows(found)
+    styled = [
+        [*map(escape, row[:4]), f"[{STYLE[d.verdict] or 'default'}]{row[4]}[/]", escape(row[5])]
+        for row, d in zip(rows, found.decisions, strict=True)
+    ]
+    title = f"against {found.against}, threshold {units.percent(found.threshold)}"
+    table(console, escape(title), GATE_COLUMNS, styled)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    counts = Counter(d.verdict for d in found.decisions)
+    console.print(", ".join(f"{n} {v}" for v, n in counts.items()), markup=False)
+
+
+def gate_markdown(found: Gate) -> str:
+    """A table to paste into a pull request."""
+    rows = [GATE_COLUMNS, ("---",) * len(GATE_COLUMNS), *_gate_rows(found)]
+    lines = [f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in rows]
+    head = f"sbnbench gate against `{found.against}`, threshold {units.percent(found.threshold)}"
+    return "\n".join([head, "", *lines, *(f"\n{note}" for note in found.notes)])

@@ -1,7 +1,8 @@
 """What the parent and a worker say to each other: one JSON object a line. No torch.
 
 Parent to worker: Task. Worker to parent: Ready once, then per task Spawned, any number of
-Progress, Outcome, Sampled and Errors, at most one Failed, and Ended.
+Progress, Outcome, Sampled and Errors, at most one Failed, and Ended. A task in turns is answered
+by Prepared for each call, and then by Taken for each Turn, until Enough.
 """
 
 from __future__ import annotations
@@ -25,6 +26,34 @@ class Task(msgspec.Struct, frozen=True):
     seed: int = 0
     contenders: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    turns: bool = False
+    """Time one sample at each Turn, rather than pairs of its own."""
+
+
+class Turn(msgspec.Struct, frozen=True, tag=True):
+    """Take one sample of a call, of `loops` calls in a row."""
+
+    contender: str
+    direction: Direction
+    loops: int
+
+
+class Enough(msgspec.Struct, frozen=True, tag=True):
+    """No more turns: end the task."""
+
+
+class Prepared(msgspec.Struct, frozen=True, tag=True):
+    """A call is warm, and a sample of it wants this many loops."""
+
+    contender: str
+    direction: Direction
+    loops: int
+
+
+class Taken(msgspec.Struct, frozen=True, tag=True):
+    """The sample of a Turn, in seconds a call."""
+
+    time: float
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -91,5 +120,5 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     code: int
 
 
-Event = Ready | Spawned | Progress | Outcome | Sampled | Errors | Failed | Ended
+Event = Ready | Spawned | Progress | Outcome | Sampled | Errors | Prepared | Taken | Failed | Ended
 """Anything a worker says."""

@@ -18,7 +18,7 @@ from typing import IO
 import msgspec
 
 from sbnbench.errors import SbnbenchError
-from sbnbench.messages import Ended, Event, Ready, Spawned, Task
+from sbnbench.messages import Ended, Enough, Event, Ready, Spawned, Task, Turn
 
 START_SECONDS = 120.0
 """Importing torch from a cold disk takes up to a minute."""
@@ -103,6 +103,14 @@ class Worker:
             if isinstance(event, Ended):
                 self._child = None
                 return
+
+    def tell(self, message: Turn | Enough) -> None:
+        """Answer a task in turns, while its events are being read."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # Ended will say so
+            self._process.stdin.write(msgspec.json.encode(message) + b"\n")
+            self._process.stdin.flush()
 
     def _next(self, timeout: float) -> Event | None:
         try:

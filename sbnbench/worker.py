@@ -119,6 +119,11 @@ def run_block(task: Task, send: Send) -> None:
                 if first:
                     standing.passed(contender.id, examine(bench, task.seed))
                 standing.benches.append(bench)
+        if task.turns:
+            from sbnbench.measure.turns import serve
+
+            serve(standing.benches, block, send, sys.stdin.buffer)
+            return
         if "latency" in block.measures and standing.benches:
             baseline = set_up(block.baseline, block.workload, task.seed)
             clock = clock_for(block.workload.device)
