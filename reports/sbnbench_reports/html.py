@@ -18,7 +18,7 @@ from markupsafe import Markup
 from sbnbench import __version__, analyse, units
 from sbnbench.analyse import THRESHOLD, VERDICTS, Comparison, Setting, Summary
 from sbnbench.model import Direction, Record
-from sbnbench_reports import Run, palette, svg, tables, text
+from sbnbench_reports import Run, answer, palette, svg, tables, text
 from sbnbench_reports.figures import Figure, Look, errors, latencies, ratios
 from sbnbench_reports.front import speed_against_error
 
@@ -86,7 +86,7 @@ def _names(sentence: str) -> Markup:
 
 def _breakable(name: str) -> Markup:
     """An escaped contender's id that a narrow column may break where its parts join."""
-    return Markup(re.sub(r"([\[,])|(@)", r"\1<wbr>\2", str(Markup.escape(name))))
+    return Markup(re.sub(r"(,)|(@)", r"\1<wbr>\2", str(Markup.escape(name))))
 
 
 def _context(run: Run, threshold: float) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def _context(run: Run, threshold: float) -> dict[str, Any]:
             "dark": Markup(palette.variables(palette.DARK)),
         },
         "byline": _byline(run),
-        "answer": text.answer(run, threshold),
-        "outcome": text.outcome(run),
+        "answer": answer.answer(run, threshold),
+        "outcome": answer.outcome(run),
         "standings": _standings(found, threshold),
         "measured": tables.measured(run, layers),
         "entrants": tables.entrants(records),
