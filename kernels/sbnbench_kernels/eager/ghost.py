@@ -16,7 +16,6 @@ Backward: BatchNorm's in each sub-batch; dγ and db sum over all.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -36,12 +35,37 @@ from sbnbench_kernels.eager.peer import (
 from sbnbench_kernels.running import update_running
 
 
+class Sizes(NamedTuple):
+    """`ghosts` sub-batches of `size` rows, the first `larger` of which have one row more."""
+
+    size: int
+    larger: int
+    ghosts: int
+
+    def sum(self, rows: Tensor) -> Tensor:
+        """(N, C) summed within sub-batches, (ghosts, C)."""
+        cut = self.larger * (self.size + 1)
+        first = rows[:cut].reshape(self.larger, self.size + 1, rows.shape[1])
+        rest = rows[cut:].reshape(self.ghosts - self.larger, self.size, rows.shape[1])
+        return torch.cat((first.sum(1), rest.sum(1)))
+
+    def spread(self, each: Tensor) -> Tensor:
+        """(ghosts, C) to the rows of each sub-batch, (N, C)."""
+        first = each[: self.larger].repeat_interleave(self.size + 1, 0)
+        return torch.cat((first, each[self.larger :].repeat_interleave(self.size, 0)))
+
+    def rows(self, like: Tensor) -> Tensor:
+        """Rows of each sub-batch, (ghosts, 1)."""
+        index = torch.arange(self.ghosts, device=like.device)
+        return (self.size + (index < self.larger).to(like.dtype)).unsqueeze(1)
+
+
 class _Saved(NamedTuple):
     x: Tensor
     scales: Scales
     mean: Tensor
     rstd: Tensor
-    member: Tensor
+    sizes: Sizes
 
 
 class GhostBatchNorm(BatchPeer):
@@ -60,30 +84,23 @@ class GhostBatchNorm(BatchPeer):
                 f"size={self.size} in input size {x.shape}"
             )
         means, variances = sample_moments(x)
-        member = _membership(rows, ghosts, means.dtype, x.device)
-        each = member.sum(1, keepdim=True)
-        mean = member @ means / each
-        var = member @ (variances + (means - member.T @ mean).square()) / each
+        sizes = Sizes(*divmod(rows, ghosts), ghosts)
+        each = sizes.rows(means)
+        mean = sizes.sum(means) / each
+        var = sizes.sum(variances + (means - sizes.spread(mean)).square()) / each
         if state.training:
             n = each * map_size(x)
             update_running(state, mean.mean(0), (var * n / (n - 1)).mean(0), 1.0)
         rstd = (var + self.eps).rsqrt()
-        y = scales.apply(x, member.T @ mean, member.T @ rstd)
-        return y, _Saved(x, scales, mean, rstd, member)
+        y = scales.apply(x, sizes.spread(mean), sizes.spread(rstd))
+        return y, _Saved(x, scales, mean, rstd, sizes)
 
     def _gradients(self, dy: Tensor, saved: _Saved) -> Gradients:
-        x, scales, mean, rstd, member = saved
-        sum_dy, sum_dyd = (member @ part for part in sample_sums(dy, x, member.T @ mean))
-        n, a = member.sum(1, keepdim=True) * map_size(x), scales.times(rstd)
+        x, scales, mean, rstd, sizes = saved
+        sums = sample_sums(dy, x, sizes.spread(mean))
+        sum_dy, sum_dyd = (sizes.sum(part) for part in sums)
+        n, a = sizes.rows(mean) * map_size(x), scales.times(rstd)
         b = -a * rstd.square() * sum_dyd / n
         c = -a * sum_dy / n - b * mean
-        dx = combine(dy, member.T @ a, x, member.T @ b, member.T @ c)
+        dx = combine(dy, sizes.spread(a), x, sizes.spread(b), sizes.spread(c))
         return dx, *scales.gradients((sum_dyd * rstd).sum(0), sum_dy.sum(0))
-
-
-@lru_cache(maxsize=64)
-def _membership(rows: int, ghosts: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(k, N) of ones and zeros: which rows each sub-batch holds. Products with it sum within
-    sub-batches and spread over rows, in one deterministic step."""
-    split = torch.eye(rows, dtype=dtype).tensor_split(ghosts)
-    return torch.stack([part.sum(0) for part in split]).to(device)

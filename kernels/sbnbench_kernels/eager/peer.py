@@ -19,6 +19,7 @@ from sbnbench_kernels.contract import Saved, State
 from sbnbench_kernels.eager.arithmetic import accumulator, affine, check_input, column, scale_of
 
 Gradients = tuple[Tensor, Tensor | None, Tensor | None]
+ExtendedGradients = tuple[Tensor, Tensor | None, Tensor | None, dict[str, Tensor]]
 
 
 def values(x: Tensor) -> int:
@@ -81,8 +82,11 @@ class Scales(NamedTuple):
     def apply(self, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         """γ(x−mean)·rstd + b in x's dtype; mean and rstd (C,) or (N, C)."""
         scale = self.times(rstd)
-        shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        return affine(x, scale, shift.to(scale.dtype))
+        return affine(x, scale, self.shift(mean, scale))
+
+    def shift(self, mean: Tensor, scale: Tensor) -> Tensor:
+        """b − mean·scale."""
+        return -mean * scale if self.bias is None else self.bias.to(scale.dtype) - mean * scale
 
     def times(self, rstd: Tensor) -> Tensor:
         """γ·rstd."""
@@ -94,6 +98,23 @@ class Scales(NamedTuple):
             None if self.weight is None else dweight.to(self.weight.dtype),
             None if self.bias is None else dbias.to(self.bias.dtype),
         )
+
+
+class ExtendedPeer:
+    """A peer with tensors of its own, which live in `State.extra`."""
+
+    def parameters(self, channels: int) -> dict[str, Tensor]:
+        return {}
+
+    def buffers(self, channels: int) -> dict[str, Tensor]:
+        return {}
+
+    def _extra(self, x: Tensor, state: State) -> dict[str, Tensor]:
+        """The op's tensors, those that miss put in at their initial values."""
+        initial = self.parameters(x.shape[1]) | self.buffers(x.shape[1])
+        for name in initial.keys() - state.extra.keys():
+            state.extra[name] = initial[name].to(x.device, accumulator(x))
+        return state.extra
 
 
 class Constants(NamedTuple):
