@@ -88,6 +88,11 @@ class Scales(NamedTuple):
         """b − mean·scale."""
         return -mean * scale if self.bias is None else self.bias.to(scale.dtype) - mean * scale
 
+    def outer(self, xhat: Tensor) -> Tensor:
+        """γx̂ + b in x̂'s dtype."""
+        y = xhat if self.weight is None else xhat * column(self.weight.to(xhat.dtype), xhat)
+        return y if self.bias is None else y + column(self.bias.to(xhat.dtype), xhat)
+
     def times(self, rstd: Tensor) -> Tensor:
         """γ·rstd."""
         return scale_of(self.weight, rstd)
