@@ -136,7 +136,7 @@ class BatchChannelNorm(ExtendedPeer):
                 about_old = var + (mean - running_mean.to(dtype)).square()
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum_of(state))
                 running_var.lerp_(about_old.to(running_var.dtype), momentum_of(state))
-            return running_mean.to(dtype), running_var.to(dtype), True
+            return running_mean.to(dtype, copy=True), running_var.to(dtype, copy=True), True
         require_values(x)
         mean, var = (t[0] for t in merge(*maps, 0))
         if state.training:

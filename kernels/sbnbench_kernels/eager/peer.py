@@ -130,19 +130,19 @@ class Constants(NamedTuple):
     mean: Tensor
     rstd: Tensor
 
+    @classmethod
+    def infer(
+        cls, x: Tensor, scales: Scales, mean: Tensor, var: Tensor, eps: float
+    ) -> tuple[Tensor, Constants]:
+        """y with the given mean and variance, and what its backward needs."""
+        # A copy: a training call between this forward and its backward changes the averages.
+        mean, rstd = mean.to(accumulator(x), copy=True), (var.to(accumulator(x)) + eps).rsqrt()
+        return scales.apply(x, mean, rstd), cls(x, scales, mean, rstd)
+
     def backward(self, dy: Tensor) -> Gradients:
         sum_dy, sum_dyd = channel_sums(dy, self.x, self.mean)
         dx = (dy * column(self.scales.times(self.rstd), dy)).to(self.x.dtype)
         return dx, *self.scales.gradients(sum_dyd * self.rstd, sum_dy)
-
-
-def infer(x: Tensor, scales: Scales, state: State, eps: float) -> tuple[Tensor, Constants] | None:
-    """y with the running statistics; None where the batch's own are to be used."""
-    if state.training or state.running_mean is None or state.running_var is None:
-        return None
-    mean, var = (t.to(accumulator(x)) for t in (state.running_mean, state.running_var))
-    saved = Constants(x, scales, mean, (var + eps).rsqrt())
-    return scales.apply(x, mean, saved.rstd), saved
 
 
 class BatchPeer(ABC):
@@ -161,8 +161,8 @@ class BatchPeer(ABC):
     ) -> tuple[Tensor, Saved]:
         check_input(x)
         scales = Scales(weight, bias)
-        if (inferred := infer(x, scales, state, self.eps)) is not None:
-            return inferred
+        if not state.training and state.running_mean is not None and state.running_var is not None:
+            return Constants.infer(x, scales, state.running_mean, state.running_var, self.eps)
         require_values(x)
         result = self._train(x, scales, state)
         state.step += state.training

@@ -71,7 +71,8 @@ class SwitchableNorm(ExtendedPeer):
         layer, batch = merge(mean, var, 1), merge(mean, var, 0)
         fixed = not state.training and state.running_mean is not None
         if fixed and state.running_mean is not None and state.running_var is not None:
-            batch = state.running_mean.to(dtype)[None], state.running_var.to(dtype)[None]
+            kept = state.running_mean, state.running_var
+            batch = kept[0].to(dtype, copy=True)[None], kept[1].to(dtype, copy=True)[None]
         if state.training:
             update_running(state, batch[0][0], batch[1][0], bessel(x))
             state.step += 1
