@@ -146,11 +146,7 @@ def _pull(layer: nn.Module, given: Tensor, dx: Tensor) -> Tensor:
         nn.Conv2d: torch.nn.grad.conv2d_weight,
         nn.Conv3d: torch.nn.grad.conv3d_weight,
     }
-    if (
-        type(layer) not in pulls
-        or layer.padding_mode != "zeros"
-        or isinstance(layer.padding, str)
-    ):
+    if type(layer) not in pulls or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise NotApplicable(f"cbn: no derivative for {layer}")
     shape = layer.weight.shape
     pull = pulls[type(layer)]
