@@ -34,6 +34,7 @@ from sbnbench_kernels.eager.arithmetic import accumulator, check_input, column, 
 from sbnbench_kernels.eager.peer import (
     ExtendedPeer,
     Gradients,
+    Live,
     Scales,
     map_size,
     require_running,
@@ -51,7 +52,7 @@ class _Saved(NamedTuple):
     """Mean and variance of each map; None in inference, where nothing streams."""
     u: Tensor
     v: Tensor
-    kept: dict[str, Tensor]
+    live: Live
 
 
 class OnlineNorm(ExtendedPeer):
@@ -90,7 +91,7 @@ class OnlineNorm(ExtendedPeer):
             state.step += 1
         rstd = (var + self.eps).rsqrt()
         u, v = extra["u"].to(dtype, copy=True), extra["v"].to(dtype, copy=True)
-        saved = _Saved(x, Scales(weight, bias), mean, rstd, maps, u, v, extra)
+        saved = _Saved(x, Scales(weight, bias), mean, rstd, maps, u, v, Live(extra))
         return self._hold(self._linear(saved)).to(x.dtype), saved
 
     def backward(self, dy: Tensor, saved: _Saved) -> Gradients:
@@ -108,7 +109,7 @@ class OnlineNorm(ExtendedPeer):
         self, saved: _Saved, maps: tuple[Tensor, Tensor], sum_g: Tensor, sum_gd: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Slope and shift of dx in x, from Σ g/σ and Σ g(x−μ)/σ of each map; moves u and v."""
-        x, _, mean, rstd, _, u, v, kept = saved
+        x, _, mean, rstd, _, u, v, live = saved
         leak, p = 1 - self.backward_decay, map_size(x)
         offset = maps[0] - mean
         power = (maps[1] + offset.square()) * rstd.square()  # E[x̂²]
@@ -119,8 +120,8 @@ class OnlineNorm(ExtendedPeer):
         slope = -leak * torch.stack(before) * rstd.square()
         level = sum_g / p + slope * offset  # E[g̃]/σ
         us = _stream(self.backward_decay, u, level)
-        kept["u"].copy_(us[-1])
-        kept["v"].copy_(v)
+        live.extra["u"].copy_(us[-1])
+        live.extra["v"].copy_(v)
         return slope, -slope * mean - leak * us[:-1]
 
     def _linear(self, saved: _Saved) -> Tensor:

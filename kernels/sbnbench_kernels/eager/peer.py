@@ -122,6 +122,14 @@ class ExtendedPeer:
         return state.extra
 
 
+class Live:
+    """`State.extra` for a backward to write to. Not a container, on purpose: what a graph saves
+    must not change, and these tensors do."""
+
+    def __init__(self, extra: dict[str, Tensor]) -> None:
+        self.extra = extra
+
+
 class Constants(NamedTuple):
     """What inference saves: y = γ(x−mean)·rstd + b, where x moves neither mean nor rstd (C,)."""
 

@@ -84,7 +84,7 @@ class Synchronised:
     """`op` with the statistics of all processes of `group` (None: of all)."""
 
     def __init__(self, op: SampledNorm, group: Group | None = None) -> None:
-        self.op, self.group = op, group
+        self.op, self.group, self.eps = op, group, op.eps
 
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, state: State

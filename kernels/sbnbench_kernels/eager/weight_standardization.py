@@ -62,18 +62,21 @@ class WSConv1d(nn.Conv1d):
     """nn.Conv1d with standardized weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        return self._conv_forward(input, standardize(self.weight), self.bias)
+        y: Tensor = self._conv_forward(input, standardize(self.weight), self.bias)
+        return y
 
 
 class WSConv2d(nn.Conv2d):
     """nn.Conv2d with standardized weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        return self._conv_forward(input, standardize(self.weight), self.bias)
+        y: Tensor = self._conv_forward(input, standardize(self.weight), self.bias)
+        return y
 
 
 class WSConv3d(nn.Conv3d):
     """nn.Conv3d with standardized weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        return self._conv_forward(input, standardize(self.weight), self.bias)
+        y: Tensor = self._conv_forward(input, standardize(self.weight), self.bias)
+        return y
