@@ -74,6 +74,8 @@ class Norm(_BatchNorm):
             device=device,
             dtype=dtype,
         )
+        self.keeps_running = algorithm.running
+        self.replaces: type[_BatchNorm] | None = None
         self.contender: Contender = make_contender(normalizer, backend, params)
         self.seed = seed
         self.num_virtual = int(algorithm.resolve(params).get("num_virtual", 0))
@@ -86,6 +88,7 @@ class Norm(_BatchNorm):
         self._collapsed: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
+        """y (N, C, *spatial); in training it draws, and updates the running statistics."""
         self._check_input_dim(x)
         again = self._replay.find() if self.training else None
         if again is not None:
@@ -111,6 +114,12 @@ class Norm(_BatchNorm):
                     stacklevel=2,
                 )
         return self
+
+    def follow(self) -> None:
+        """Takes the step from num_batches_tracked, which was set from outside."""
+        tracked = self.num_batches_tracked
+        if tracked is not None and not tracked.is_meta:
+            self.step = int(tracked)
 
     def reset_running_stats(self) -> None:
         super().reset_running_stats()
@@ -188,9 +197,7 @@ class Norm(_BatchNorm):
             if key.startswith(prefix + _EXTRA) and name not in self._parameters:
                 self.register_buffer(name, torch.empty_like(value))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        tracked = self.num_batches_tracked
-        if tracked is not None and not tracked.is_meta:
-            self.step = int(tracked)
+        self.follow()
 
 
 class _Apply(torch.autograd.Function):
