@@ -72,7 +72,7 @@ class BatchChannelNorm(ExtendedPeer):
     ) -> tuple[Tensor, _Saved]:
         check_input(x)
         check_groups(x.shape[1], self.groups)
-        if x[0].numel() // self.groups < 2:
+        if x.shape[1:].numel() // self.groups < 2:
             raise NotApplicable(
                 f"Expected more than 1 value per channel when training: groups={self.groups} of "
                 f"input size {x.shape} hold one value each"
@@ -145,7 +145,7 @@ class BatchChannelNorm(ExtendedPeer):
 
     def _grouped(self, t: Tensor) -> Tensor:
         """(N, C) to (N, groups, C/groups)."""
-        return t.reshape(t.shape[0], self.groups, -1)
+        return t.reshape(t.shape[0], self.groups, t.shape[1] // self.groups)
 
     def _spread(self, t: Tensor, x: Tensor) -> Tensor:
         """(N, groups, 1) to (N, C)."""
