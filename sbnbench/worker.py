@@ -123,10 +123,15 @@ def run_block(task: Task, send: Send) -> None:
     padding = torch.empty(chance.randrange(1, 1 << 20), dtype=torch.uint8)
     first = task.process == 0
     standing = Standing(send)
+    # What is allocated first lies differently from what is allocated last, in every process alike
+    # if the order were always the same.
+    order = [c for c in block.contenders if c.id in task.contenders]
+    chance.shuffle(order)
+    before = chance.randrange(len(order) + 1)
     with torch.no_grad():
-        for contender in block.contenders:
-            if contender.id not in task.contenders:
-                continue
+        for position, contender in enumerate(order):
+            if position == before:
+                baseline = set_up(block.baseline, block.workload, task.seed)
             with standing.guard(contender.id):
                 bench = set_up(contender, block.workload, task.seed)
                 if first:
@@ -138,7 +143,8 @@ def run_block(task: Task, send: Send) -> None:
             serve(standing.benches, block, send, sys.stdin.buffer)
             return
         if "latency" in block.measures and standing.benches:
-            baseline = set_up(block.baseline, block.workload, task.seed)
+            if before == len(order):
+                baseline = set_up(block.baseline, block.workload, task.seed)
             clock = clock_for(block.workload.device)
             for step, direction in enumerate(block.directions):
                 on_time = throttled(send, step, len(block.directions))

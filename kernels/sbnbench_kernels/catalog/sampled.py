@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from sbnbench.model import Normalizer
 from sbnbench_kernels.catalog.common import (
+    BACKWARD,
     BETA,
     EPS,
     NUM_VIRTUAL,
     POSITION,
     RATIO,
     REDRAW,
-    backward,
 )
 
 _EAGER = "sbnbench_kernels.eager.sampled"
@@ -50,7 +50,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_FORMULA.format(sample="random elements, without replacement"),
         source=f"{_CHEN}; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:NaiveSampling"},
-        params=(RATIO, backward("sampled"), REDRAW, EPS),
+        params=(RATIO, BACKWARD, REDRAW, EPS),
         notes=f"Accurate, but its memory access is irregular. {_WANDERS}",
         without=_NO_ATEN,
     ),
@@ -60,7 +60,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_FORMULA.format(sample="a few whole samples of the batch"),
         source=f"{_CHEN}; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:BatchSampling"},
-        params=(RATIO, backward("sampled"), REDRAW, EPS),
+        params=(RATIO, BACKWARD, REDRAW, EPS),
         notes=_WANDERS,
         without=_NO_ATEN,
     ),
@@ -70,7 +70,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_FORMULA.format(sample="a small patch of each map of every sample"),
         source=f"{_CHEN}; {_BACKWARD}; the position of the patch is one too",
         backends={"eager": f"{_EAGER}:FeatureSampling"},
-        params=(RATIO, POSITION, backward("sampled"), REDRAW, EPS),
+        params=(RATIO, POSITION, BACKWARD, REDRAW, EPS),
         notes=(
             "One position shared by all samples can see a constant border: the variance collapses "
             f"and training fails. Prefer per-sample. {_WANDERS}"
@@ -83,7 +83,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_FORMULA.format(sample="the virtual rows at the end of the batch"),
         source=f"{_CHEN}; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:VirtualDataset"},
-        params=(NUM_VIRTUAL, backward("exact"), EPS),
+        params=(NUM_VIRTUAL, BACKWARD, EPS),
         notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
     ),
@@ -93,7 +93,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_MIXTURE.format(sample="a few whole real samples"),
         source=f"{_CHEN}; the mixture's moments are an [interpretation]; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:BatchSamplingVirtual"},
-        params=(RATIO, BETA, NUM_VIRTUAL, backward("exact"), REDRAW, EPS),
+        params=(RATIO, BETA, NUM_VIRTUAL, BACKWARD, REDRAW, EPS),
         notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
     ),
@@ -103,7 +103,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_MIXTURE.format(sample="a small patch of each map of every real sample"),
         source=f"{_CHEN}; the mixture's moments are an [interpretation]; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:FeatureSamplingVirtual"},
-        params=(RATIO, POSITION, BETA, NUM_VIRTUAL, backward("exact"), REDRAW, EPS),
+        params=(RATIO, POSITION, BETA, NUM_VIRTUAL, BACKWARD, REDRAW, EPS),
         notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
     ),
