@@ -125,13 +125,13 @@ def run_block(task: Task, send: Send) -> None:
     standing = Standing(send)
     # What is allocated first lies differently from what is allocated last, in every process alike
     # if the order were always the same.
-    order = [c for c in block.contenders if c.id in task.contenders]
+    order = [None, *(c for c in block.contenders if c.id in task.contenders)]
     chance.shuffle(order)
-    before = chance.randrange(len(order) + 1)
     with torch.no_grad():
-        for position, contender in enumerate(order):
-            if position == before:
+        for contender in order:
+            if contender is None:
                 baseline = set_up(block.baseline, block.workload, task.seed)
+                continue
             with standing.guard(contender.id):
                 bench = set_up(contender, block.workload, task.seed)
                 if first:
@@ -143,8 +143,6 @@ def run_block(task: Task, send: Send) -> None:
             serve(standing.benches, block, send, sys.stdin.buffer)
             return
         if "latency" in block.measures and standing.benches:
-            if before == len(order):
-                baseline = set_up(block.baseline, block.workload, task.seed)
             clock = clock_for(block.workload.device)
             for step, direction in enumerate(block.directions):
                 on_time = throttled(send, step, len(block.directions))
