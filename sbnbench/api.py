@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from sbnbench import gate, suites, trees
+from sbnbench.blocks import DEFAULT_TIMEOUT
 from sbnbench.errors import StoreError
-from sbnbench.execute import DEFAULT_TIMEOUT, execute
+from sbnbench.execute import execute
 from sbnbench.model import Block, Plan
 from sbnbench.observer import Observer
 from sbnbench.plan import Filters, make_plan, read_suite

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from sbnbench.messages import Errors, Event, Outcome, Sampled
 from sbnbench.model import Block, Contender, Direction, Record, Status
-from sbnbench.statistics import location, paired_ratio
+from sbnbench.statistics import Array, location, log_ratios, paired_ratio
 from sbnbench.units import percent
 
 
@@ -37,6 +37,11 @@ class Collected:
         fallen = {name for name, o in self.outcomes.items() if o.status != "ok"}
         return tuple(c.id for c in self.block.contenders if c.id not in fallen)
 
+    def log_ratios(self, contender: str, direction: Direction) -> list[Array]:
+        """log(baseline/contender) so far, one array a process."""
+        pairs = self.pairs.get((contender, direction), [])
+        return log_ratios([p.baseline for p in pairs], [p.time for p in pairs]) if pairs else []
+
     def drop(self, status: Status, reason: str) -> None:
         """Give every contender that is without an outcome this one."""
         for contender in self.standing():
@@ -53,7 +58,8 @@ class Collected:
                     found.append(self._error(contender))
         return found
 
-    def _blank(self, contender: Contender, measure: str, direction: Direction | None) -> Record:
+    def blank(self, contender: Contender, measure: str, direction: Direction | None) -> Record:
+        """A record with the outcome alone."""
         outcome = self.outcomes.get(contender.id) or Outcome(contender.id, "error", "never ran")
         return Record(
             block=self.block.id,
@@ -69,7 +75,7 @@ class Collected:
         )
 
     def _latency(self, contender: Contender, direction: Direction) -> Record:
-        blank = self._blank(contender, "latency", direction)
+        blank = self.blank(contender, "latency", direction)
         pairs = self.pairs.get((contender.id, direction), [])
         if blank.status != "ok" or not pairs:
             return blank
@@ -99,7 +105,7 @@ class Collected:
         )
 
     def _error(self, contender: Contender) -> Record:
-        blank = self._blank(contender, "error", None)
+        blank = self.blank(contender, "error", None)
         found = self.errors.get(contender.id)
         if blank.status != "ok" or found is None:
             return blank

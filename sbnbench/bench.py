@@ -25,9 +25,22 @@ class Bench:
     op: Any
     inputs: Inputs
     state: State
+    repeats: int = 1
+    """Executions that one call makes."""
 
     def call(self, direction: Direction) -> Callable[[], object]:
         """The call to time. `bwd` runs backward alone, on one forward's saved tensors."""
+        once = self._execution(direction)
+        if self.repeats == 1:
+            return once
+
+        def repeated() -> None:
+            for _ in range(self.repeats):
+                once()
+
+        return repeated
+
+    def _execution(self, direction: Direction) -> Callable[[], object]:
         i = self.inputs
         forward = partial(self.op.forward, i.x, i.weight, i.bias, self.state)
         if direction == "fwd":

@@ -28,6 +28,8 @@ class Task(msgspec.Struct, frozen=True):
     sources: tuple[str, ...] = ()
     turns: bool = False
     """Time one sample at each Turn, rather than pairs of its own."""
+    slowdown: float = 0.0
+    """Make the contenders, not the baseline, slower than they are by this share: 0.1 is 10 %."""
 
 
 class Turn(msgspec.Struct, frozen=True, tag=True):
@@ -96,6 +98,19 @@ class Sampled(msgspec.Struct, frozen=True, tag=True):
     loops: int
     baseline_loops: int
 
+    def divided(self, executions: int) -> Sampled:
+        """The same, where each call was this many executions."""
+        if executions == 1:
+            return self
+        return Sampled(
+            self.contender,
+            self.direction,
+            [t / executions for t in self.time],
+            [t / executions for t in self.baseline],
+            self.loops * executions,
+            self.baseline_loops * executions,
+        )
+
 
 class Errors(msgspec.Struct, frozen=True, tag=True):
     """The estimation error of one contender."""
@@ -112,6 +127,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     """The task as a whole could not be run; no contender is to blame."""
 
     reason: str
+    status: Status = "error"
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):

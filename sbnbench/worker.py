@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from fractions import Fraction
 from time import monotonic
 from typing import Any, BinaryIO
 
@@ -92,8 +93,11 @@ def run(task: Task, send: Send) -> int:
         else:
             run_block(task, send)
     except Exception as error:
+        from sbnbench.failures import classify
+
         traceback.print_exc(file=sys.stderr)
-        send(Failed(f"{type(error).__name__}: {error}"))
+        status, reason = classify(error)
+        send(Failed(reason, status))
         return 1
     return 0
 
@@ -122,6 +126,8 @@ def run_block(task: Task, send: Send) -> None:
     # kept until the end, moves what is allocated after it.
     padding = torch.empty(chance.randrange(1, 1 << 20), dtype=torch.uint8)
     first = task.process == 0
+    # 11 executions against 10 in every sample: an exact 10 %, however few calls a sample has.
+    slow = Fraction(1 + task.slowdown).limit_denominator(100)
     standing = Standing(send)
     # What is allocated first lies differently from what is allocated last, in every process alike
     # if the order were always the same.
@@ -131,11 +137,13 @@ def run_block(task: Task, send: Send) -> None:
         for contender in order:
             if contender is None:
                 baseline = set_up(block.baseline, block.workload, task.seed)
+                baseline.repeats = slow.denominator
                 continue
             with standing.guard(contender.id):
                 bench = set_up(contender, block.workload, task.seed)
                 if first:
                     standing.passed(contender.id, examine(bench, task.seed))
+                bench.repeats = slow.numerator
                 standing.benches.append(bench)
         if task.turns:
             from sbnbench.measure.turns import serve
@@ -155,7 +163,7 @@ def run_block(task: Task, send: Send) -> None:
                     chance,
                     on_time,
                 ):
-                    send(sampled)
+                    send(sampled.divided(slow.denominator))
         if first:
             for bench in standing.benches:
                 with standing.guard(bench.contender.id):
