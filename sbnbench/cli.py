@@ -245,13 +245,45 @@ def gate(
     raise typer.Exit(found.exit_code(strict))
 
 
-@app.command(epilog="Example: [bold]sbnbench doctor[/]")
+@app.command(
+    epilog="Examples: [bold]sbnbench doctor[/] · "
+    "[bold]sbnbench doctor --noise --trials 50 --threshold 2.5%[/]"
+)
 def doctor(
+    noise: Annotated[
+        bool, typer.Option("--noise", help="Try decisions on this machine: A/A and A/B.")
+    ] = False,
+    trials: Annotated[int, typer.Option(min=1, help="Decisions of each kind.")] = 10,
+    threshold: Annotated[
+        str, typer.Option(help="Threshold of the decisions; twice it is planted.")
+    ] = THRESHOLD,
+    seconds: Annotated[float, typer.Option(help="Most measuring time for a decision.")] = 6.0,
+    contender: Annotated[str, typer.Option(help="What is measured.")] = "bn@aten",
+    source: Annotated[str, typer.Option("--input", help="Its input.")] = "synthetic:64x28x28",
+    batch: Annotated[int, typer.Option(min=1, help="Its batch.")] = 32,
+    rivals: Annotated[
+        bool, typer.Option("--rivals/--no-rivals", help="Also try other tools' rules.")
+    ] = True,
+    busy: Annotated[
+        int, typer.Option(min=0, help="Keep so many cores busy, as neighbours would.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
-    """What is installed, what is available here, and why not."""
+    """What is installed, what is available here, and what this machine can decide."""
     from sbnbench import console, diagnosis
 
+    if noise:
+        from sbnbench import api
+
+        found_noise = api.noise(
+            contender, source, batch, trials, fraction(threshold), seconds, rivals, busy,
+            console.noise_progress(console.make_console(stderr=True)),
+        )  # fmt: skip
+        if as_json:
+            typer.echo(api.as_json(found_noise))
+        else:
+            console.show_noise(console.make_console(), found_noise)
+        return
     found = diagnosis.collect()
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))

@@ -25,6 +25,7 @@ from sbnbench.observer import Observer
 
 if TYPE_CHECKING:
     from sbnbench.gate import Gate
+    from sbnbench.noise import Noise, Trial
 
 SIGN = {"FASTER": "▲", "SLOWER": "▼", "SAME": "=", "UNCLEAR": "?"}
 STYLE = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNCLEAR": "yellow"}
@@ -351,3 +352,47 @@ def gate_markdown(found: Gate) -> str:
     lines = [f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in rows]
     head = f"sbnbench gate against `{found.against}`, threshold {units.percent(found.threshold)}"
     return "\n".join([head, "", *lines, *(f"\n{note}" for note in found.notes)])
+
+
+def noise_progress(console: Console) -> Callable[[int, int, Trial], None]:
+    """A line a trial: what was so, what was said, and the time left."""
+    start = monotonic()
+
+    def on_trial(done: int, total: int, trial: Trial) -> None:
+        truth = f"slower by {units.percent(trial.slowdown)}" if trial.slowdown else "the same"
+        left = (monotonic() - start) / done * (total - done)
+        console.print(
+            f"[{done}/{total}] {truth}: {trial.verdict} {trial.reason}; "
+            f"{units.duration(left)} left",
+            markup=False,
+        )
+
+    return on_trial
+
+
+def show_noise(console: Console, found: Noise) -> None:
+    """Rules against each other, and what the machine resolves."""
+    table(
+        console,
+        f"{found.contender}, {found.workload}; {found.busy} other cores kept busy",
+        [
+            "rule",
+            "false alarms (A/A)",
+            f"found (A/B, {units.percent(found.slowdown)} slower)",
+            "unclear",
+        ],
+        (
+            [escape(name), f"{false} of {same}", f"{hit} of {slower}", str(unclear)]
+            for name, same, false, slower, hit, unclear in found.rows()
+        ),
+    )
+    seconds = sorted(t.seconds for t in found.trials)
+    console.print(
+        f"a decision took {units.duration(seconds[len(seconds) // 2])} in the median, "
+        f"{units.duration(seconds[-1])} at most"
+    )
+    for budget, threshold in found.resolves:
+        console.print(
+            f"in {units.duration(budget)} this machine decides at a threshold of "
+            f"{units.percent(threshold)}"
+        )
