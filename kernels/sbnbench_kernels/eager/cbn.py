@@ -8,7 +8,7 @@ first order around the θ it saw,
 x̂ = (x−μ̄)/√(σ̄²+ε),   y = γx̂ + b
 
 Z. Yao, Y. Cao, S. Zheng, G. Huang, S. Lin, Cross-Iteration Batch Normalization, CVPR 2021, arXiv
-2002.05712, section 3. A channel's derivative runs over its own row of θ, as there.
+2002.05712. A channel's derivative runs over its own row of θ, as there.
 
 Computed, without a difference of large numbers, as σ̄² = mean_τ v_{t−τ|t} + var_τ μ_{t−τ|t} with
 v_{t−τ|t} = max(0, v + ⟨∂v/∂θ, Δ⟩ − ⟨∂μ/∂θ, Δ⟩²), v the variance of an iteration: the same number.
@@ -83,11 +83,13 @@ class CrossIterationBatchNorm(BatchPeer, ExtendedPeer):
             past_mean, past_var = _corrected(extra)
             means = torch.cat((means, past_mean.to(mean.dtype)))
             variances = torch.cat((variances, past_var.to(var.dtype)))
-        share = 1 / (~means.isnan()).sum(0, dtype=mean.dtype)
-        merged = means.nanmean(0)
-        spread = variances.nanmean(0) + (means - merged).square().nanmean(0)
+        there = ~means.isnan()
+        share = 1 / there.sum(0, dtype=mean.dtype)
+        merged = torch.where(there, means, 0).sum(0) * share
+        between = torch.where(there, means - merged, 0).square()
+        spread = (torch.where(there, variances, 0) + between).sum(0) * share
         if state.training:
-            _keep(extra, mean, var)
+            _keep(extra, mean.detach(), var.detach())
             update_running(state, mean, var, bessel(x))
         rstd = (spread + self.eps).rsqrt()
         return scales.apply(x, merged, rstd), _Saved(x, scales, merged, rstd, share)

@@ -69,10 +69,10 @@ class SwitchableNorm(ExtendedPeer):
         extra, dtype = self._extra(x, state), accumulator(x)
         mean, var = sample_moments(x)
         layer, batch = merge(mean, var, 1), merge(mean, var, 0)
-        fixed = not state.training and state.running_mean is not None
-        if fixed and state.running_mean is not None and state.running_var is not None:
-            kept = state.running_mean, state.running_var
-            batch = kept[0].to(dtype, copy=True)[None], kept[1].to(dtype, copy=True)[None]
+        kept = state.running_mean, state.running_var
+        fixed = not state.training and kept[0] is not None and kept[1] is not None
+        if fixed:
+            batch = tuple(t.to(dtype, copy=True)[None] for t in kept)
         if state.training:
             update_running(state, batch[0][0], batch[1][0], bessel(x))
             state.step += 1
