@@ -78,7 +78,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         name="kn",
         title="Kalman Normalization",
         formula="y = γ(x−μ̂)/σ̂ + b; μ̂ = pμ̂_before + (1−p)μ, σ̂² likewise + p(1−p)(μ−μ̂_before)²",
-        source="Wang et al., Kalman Normalization, arXiv 1802.03133, and the authors' released code",
+        source="Wang et al., Kalman Normalization, arXiv 1802.03133; authors' released code",
         backends={"eager": f"{_EAGER}.kalman:KalmanNorm"},
         params=(
             Param("p", "float", 0.1, "weight of the layer before's prediction", low=0.0, high=1.0),
@@ -95,7 +95,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         name="vbn",
         title="Virtual Batch Normalization",
         formula="y = γ(x_i−μ_i)/σ_i + b; μ_i, σ_i² of the reference batch with sample i",
-        source="Salimans et al., Improved Techniques for Training GANs, arXiv 1606.03498, section 3.5",
+        source="Salimans et al., Improved Techniques for Training GANs, arXiv 1606.03498, 3.5",
         backends={"eager": f"{_EAGER}.virtual_batch:VirtualBatchNorm"},
         params=(
             Param("num_virtual", "int", 32, "reference samples at the end of the batch", low=1),

@@ -46,7 +46,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         backends={"eager": f"{_EAGER}.ghost:GhostBatchNorm"},
         params=(Param("size", "int", 32, "samples in a sub-batch", low=1), EPS),
         notes=(
-            "Running averages take one step a batch, to the mean over sub-batches [interpretation]. "
+            "Running averages take one step a batch, to the sub-batches' mean [interpretation]. "
             "A batch that size does not divide is cut as evenly as can be. eval() is bn's."
         ),
         without=_NO_ATEN,
@@ -103,7 +103,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
     Normalizer(
         name="bcn",
         title="Batch-Channel Normalization",
-        formula="y = GN(h) with an affine a group, h = γ(x−μ)/σ + b; μ, σ of the batch or estimates",
+        formula="y = GN(h), an affine a group, h = γ(x−μ)/σ + b; μ, σ of the batch or estimates",
         source="Qiao et al., arXiv 1903.10520, and the authors' released code",
         backends={"eager": f"{_EAGER}.bcn:BatchChannelNorm"},
         params=(

@@ -14,13 +14,13 @@ Computed, without a difference of large numbers, as σ̄² = mean_τ v_{t−τ|t
 v_{t−τ|t} = max(0, v + ⟨∂v/∂θ, Δ⟩ − ⟨∂μ/∂θ, Δ⟩²), v the variance of an iteration: the same number.
 
 θ, ∂μ/∂θ and ∂v/∂θ, each (C, F), come through `State.extra` as `theta`, `mean_slope` and
-`var_slope`, set by `observe` before each forward (kind C), as `watch` does for a module. Without them Δ counts as zero: the
-uncorrected average over iterations that the paper calls naive.
+`var_slope`, set by `observe` before each forward (kind C), as `watch` does for a module. Without
+them Δ counts as zero: the uncorrected average over iterations, naive CBN in the paper.
 
 Choices. Statistics are kept from the first iteration on; up to iteration `burnin` only the batch's
 own are used. `running_mean` and `running_var` average the batch's own (Bessel-corrected), and
-eval() is BatchNorm's. In the window an iteration counts from the one in which it was kept; what
-`observe` gave is kept in it too, so k−1 times three (C, F) tensors.
+eval() is BatchNorm's. `State.extra` keeps the window, `past_mean` and `past_var` (k−1, C), with
+what `observe` gave, three (k−1, C, F) more.
 
 Backward: through the statistics of this iteration, which weigh 1/k; those of earlier ones, and θ in
 the correction, are constants:  dx = (1/σ̄)·(g − (1/k)·(mean g + x̂·mean(g x̂))).

@@ -69,10 +69,11 @@ class SwitchableNorm(ExtendedPeer):
         extra, dtype = self._extra(x, state), accumulator(x)
         mean, var = sample_moments(x)
         layer, batch = merge(mean, var, 1), merge(mean, var, 0)
-        kept = state.running_mean, state.running_var
-        fixed = not state.training and kept[0] is not None and kept[1] is not None
-        if fixed:
-            batch = tuple(t.to(dtype, copy=True)[None] for t in kept)
+        fixed = False
+        if not state.training and state.running_mean is not None and state.running_var is not None:
+            running_mean, running_var = state.running_mean, state.running_var
+            batch = running_mean.to(dtype, copy=True)[None], running_var.to(dtype, copy=True)[None]
+            fixed = True
         if state.training:
             update_running(state, batch[0][0], batch[1][0], bessel(x))
             state.step += 1
