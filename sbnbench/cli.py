@@ -148,7 +148,7 @@ def run(
         _after_interrupt(path)
         raise typer.Exit(INTERRUPTED) from None
     console.show_results(terminal, found.records, beyond)
-    report = found.report()
+    report = found.report(threshold=beyond)
     api.export(found, as_json, as_csv)
     terminal.print(f"report: {report}", markup=False)
     raise typer.Exit(_code(found))
@@ -158,6 +158,7 @@ def run(
 def report(
     path: Annotated[Path, typer.Argument(help="A run directory.")],
     out: Annotated[Path | None, typer.Option(help="Where to write the HTML file.")] = None,
+    threshold: Annotated[str, typer.Option(help="Smallest change that counts.")] = THRESHOLD,
     as_markdown: Annotated[
         bool, typer.Option("--md", help="Print a Markdown table instead.")
     ] = False,
@@ -174,9 +175,9 @@ def report(
     if as_markdown:
         from sbnbench_reports import markdown
 
-        typer.echo(markdown.table(found))
+        typer.echo(markdown.table(found, fraction(threshold)))
         return
-    typer.echo(f"report: {found.report(out)}")
+    typer.echo(f"report: {found.report(out, fraction(threshold))}")
 
 
 @app.command(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SIGN = {"FASTER": "▲", "SLOWER": "▼", "SAME": "=", "UNCLEAR": "?"}
 STYLE = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNCLEAR": "yellow"}
+EXACT = 1e-5
+"""An error of the statistics below this is rounding."""
 PIPED_WIDTH = 200
 """Columns where nobody looks: wide enough that a table is never cut."""
 
@@ -165,7 +167,7 @@ def show_results(console: Console, records: list[Record], threshold: float) -> N
         _by_batch(
             console,
             errors,
-            "error of the variance against the batch's own, median over channels",
+            "error of the variance, |ln σ_S²/σ²| against the batch's own, median over channels",
             _error,
         )
     console.print(
@@ -209,7 +211,7 @@ def _error(record: Record) -> str:
     estimate = record.estimates.get("var_batch_median")
     if record.status != "ok" or estimate is None:
         return f"[dim]{record.status}[/]"
-    return units.percent(estimate.value)
+    return "exact" if estimate.value < EXACT else f"{estimate.value:.2g}"
 
 
 def observer(console: Console) -> LiveObserver | PlainObserver:
