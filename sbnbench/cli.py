@@ -47,7 +47,7 @@ def root(
 
 @app.command(
     "list",
-    epilog="Examples: [bold]sbnbench list[/] · [bold]sbnbench list suites[/] · "
+    epilog="Examples:\n\n[bold]sbnbench list[/]\n\n[bold]sbnbench list suites[/]\n\n"
     "[bold]sbnbench list normalizers --json[/]",
 )
 def list_(
@@ -70,10 +70,10 @@ def list_(
 
 
 @app.command(
-    epilog="Examples: [bold]sbnbench run --suite micro-batch[/] · "
-    "[bold]sbnbench run --suite my.toml --quick[/] · "
+    epilog="Examples:\n\n[bold]sbnbench run --suite micro-batch[/]\n\n"
+    "[bold]sbnbench run --suite my.toml --quick[/]\n\n"
     "[bold]sbnbench run --suite sampling-ratio -a batch=8,64 --only 'bn@aten,fs*' "
-    "--mode fwd_bwd[/] · [bold]sbnbench run --resume runs/micro-batch-…[/]",
+    "--mode fwd_bwd[/]\n\n[bold]sbnbench run --resume runs/micro-batch-…[/]",
 )
 def run(
     suite: Annotated[
@@ -81,7 +81,7 @@ def run(
     ] = "",
     axis: Annotated[
         list[str] | None,
-        typer.Option("-a", "--axis", help="An axis: batch=1,2,4 or batch=[pow2]1:64."),
+        typer.Option("-a", "--axis", help="An axis: batch=1,2,4 or batch=\\[pow2]1:64."),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Only these contenders: names, ids, @backend, globs.")
@@ -181,8 +181,8 @@ def report(
 
 
 @app.command(
-    epilog="Examples: [bold]sbnbench gate --against main --suite smoke[/] · "
-    "[bold]sbnbench gate --against HEAD~1 --suite my.toml --threshold 2.5% --strict --md[/] · "
+    epilog="Examples:\n\n[bold]sbnbench gate --against main --suite smoke[/]\n\n"
+    "[bold]sbnbench gate --against HEAD~1 --suite my.toml --threshold 2.5% --strict --md[/]\n\n"
     "[bold]sbnbench gate runs/new --against runs/old[/]",
 )
 def gate(
@@ -247,7 +247,7 @@ def gate(
 
 
 @app.command(
-    epilog="Examples: [bold]sbnbench doctor[/] · "
+    epilog="Examples:\n\n[bold]sbnbench doctor[/]\n\n"
     "[bold]sbnbench doctor --noise --trials 50 --threshold 2.5%[/]"
 )
 def doctor(

@@ -46,7 +46,8 @@ def table(
     console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> None:
     """A table; cells are rich markup."""
-    shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    console.print(f"[bold]{title}[/]")
+    shown = Table(box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         shown.add_column(column, overflow="fold", no_wrap=index == 0)
     for row in rows:
@@ -284,15 +285,21 @@ def _show_normalizers(console: Console, entries: list[dict[str, Any]], long: boo
         console.print(e["notes"] and f"  {e['notes']}", markup=False)
 
 
+def _facts(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    said = [
+        f"{k.removesuffix('_bytes')} {units.size(v) if k.endswith('_bytes') else v}"
+        for k, v in value.items()
+        if v is not None
+    ]
+    return "; ".join(said) or "nothing set"
+
+
 def show_diagnosis(console: Console, found: dict[str, Any]) -> None:
     """`sbnbench doctor`."""
     for name, value in found["environment"].items():
-        text = (
-            "; ".join(f"{k} {v}" for k, v in value.items() if v is not None)
-            if isinstance(value, dict)
-            else str(value)
-        )
-        console.print(f"[bold]{name}[/] {escape(text)}")
+        console.print(f"[bold]{name}[/] {escape(_facts(value))}")
     console.print()
     for kind in ("backends", "extras"):
         rows = (
