@@ -107,6 +107,8 @@ def verify(block: Block, worker: Worker, *, timeout: float = DEFAULT_TIMEOUT) ->
 @contextmanager
 def own_worker() -> Iterator[Worker]:
     """A worker for duels, its log in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="sbnbench-") as folder:
-        with Worker(Path(folder) / "worker.log") as worker:
-            yield worker
+    with (
+        tempfile.TemporaryDirectory(prefix="sbnbench-") as folder,
+        Worker(Path(folder) / "worker.log") as worker,
+    ):
+        yield worker
