@@ -21,7 +21,7 @@ from sbnbench.limit import Limit, UntilSettled
 from sbnbench.model import Direction, Record
 from sbnbench.options import fraction
 from sbnbench.pool import Worker
-from sbnbench.units import interval
+from sbnbench.units import interval, percent
 
 ARGUMENTS = ("faster_than", "at_least", "not_slower_than", "threshold", "seconds")
 THRESHOLD = 0.05
@@ -118,12 +118,12 @@ class SbnBenchmark:
         device: str = "cpu",
         seed: int = 0,
         baseline: str = "bn@aten",
-    ) -> duel.Duel | None:
+    ) -> duel.Duel:
         """Verify and measure a contender such as `fs[ratio=1/16]@triton` on one workload.
 
         `source` is `synthetic:64x28x28` or `real:LAYER`; `baseline` is the marker's, where the
         test has one. Fails the test where verification or the gate fails, skips it where the
-        device or backend is missing. With --benchmark-disable it verifies only, and gives None.
+        device or backend is missing. With --benchmark-disable it verifies and does not time.
         """
         demand = self._demand(baseline)
         rule = UntilSettled.of(demand.limit, demand.seconds)
@@ -132,7 +132,7 @@ class SbnBenchmark:
             _refuse_neighbours(self.config)
 
         @cache  # once, although --benchmark-cprofile would run it again
-        def measured() -> duel.Duel | None:
+        def measured() -> duel.Duel:
             block = duel.pair(
                 contender,
                 demand.baseline,
@@ -143,23 +143,22 @@ class SbnBenchmark:
                 seed=seed,
             )
             if only_verify:
-                record, found = duel.verify(block, self.worker), None
+                found = duel.verify(block, self.worker)
             else:
                 found = duel.duel(block, rule, self.worker, seed=seed)
-                record = found.record
-            if record.status != "ok":
-                raise Fallen(record)
+            if found.record.status != "ok":
+                raise Fallen(found.record)
             return found
 
         found = self._run(measured)
-        if found is not None:
+        if not only_verify:
             self._tell(found)
             self._decide(found, demand)
         return found
 
-    def _run(self, measured: Callable[[], duel.Duel | None]) -> duel.Duel | None:
+    def _run(self, measured: Callable[[], duel.Duel]) -> duel.Duel:
         try:
-            found: duel.Duel | None = self.benchmark.pedantic(measured)
+            found: duel.Duel = self.benchmark.pedantic(measured)
             return found
         except SbnbenchError as error:
             problem = error
@@ -221,8 +220,9 @@ def describe(found: duel.Duel, demand: Demand, reason: str) -> str:
     return (
         f"{record.contender} against {record.baseline}, {record.workload.layer}, batch "
         f"{record.workload.batch}, {record.direction}: ratio {ratio.value:.3f} "
-        f"({interval(ratio)}), wanted {wanted}; {reason}. Verdict {found.verdict}, "
-        f"{found.processes} processes, {found.rounds} pairs. To look closer: more time with "
+        f"({interval(ratio)}), wanted {wanted}; {reason}. Verdict at "
+        f"{percent(demand.limit.threshold)}: {found.verdict}; {found.processes} processes, "
+        f"{found.rounds} pairs. To look closer: more time with "
         f"sbn_gate(seconds={2 * demand.seconds:g}), every sample with --benchmark-json FILE, "
         "what this machine can resolve with `sbnbench doctor --noise`."
     )
