@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -31,6 +32,7 @@ def main() -> int:
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     send = sender(channel)
+    die_with_parent()
     send(Ready(import_everything()))
     decoder = msgspec.json.Decoder(Task)
     for line in sys.stdin.buffer:
@@ -41,11 +43,22 @@ def main() -> int:
             return 0
         pid = os.fork()
         if pid == 0:
+            die_with_parent()
             os._exit(run(task, send))
         send(Spawned(pid))
         _, status = os.waitpid(pid, 0)
         send(Ended(os.waitstatus_to_exitcode(status)))
     return 0
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent is killed (Linux): an orphan that goes on
+    computing would disturb whatever is measured next."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def sender(channel: BinaryIO) -> Send:
@@ -116,9 +129,15 @@ def run_block(task: Task, send: Send) -> None:
     # 11 executions against 10 in every sample: an exact 10 %, however few calls a sample has.
     slow = Fraction(1 + task.slowdown).limit_denominator(100)
     standing = Standing(send)
+    # What is allocated first lies differently from what is allocated last, in every process alike
+    # if the order were always the same.
+    order = [None, *(c for c in block.contenders if c.id in task.contenders)]
+    chance.shuffle(order)
     with torch.no_grad():
-        for contender in block.contenders:
-            if contender.id not in task.contenders:
+        for contender in order:
+            if contender is None:
+                baseline = set_up(block.baseline, block.workload, task.seed)
+                baseline.repeats = slow.denominator
                 continue
             with standing.guard(contender.id):
                 bench = set_up(contender, block.workload, task.seed)
@@ -132,8 +151,6 @@ def run_block(task: Task, send: Send) -> None:
             serve(standing.benches, block, send, sys.stdin.buffer)
             return
         if "latency" in block.measures and standing.benches:
-            baseline = set_up(block.baseline, block.workload, task.seed)
-            baseline.repeats = slow.denominator
             clock = clock_for(block.workload.device)
             for step, direction in enumerate(block.directions):
                 on_time = throttled(send, step, len(block.directions))

@@ -15,6 +15,7 @@ from time import monotonic
 
 from sbnbench.bench import Bench
 from sbnbench.clocks import Clock
+from sbnbench.measure.order import chance_order
 from sbnbench.messages import Sampled
 from sbnbench.model import Direction, LatencyOptions
 from sbnbench.stopping import calibrate
@@ -41,14 +42,13 @@ def measure(
         loops = [_loops(clock, call, options) for call in calls]
         times: list[list[float]] = [[] for _ in benches]
         partners: list[list[float]] = [[] for _ in benches]
-        order = list(range(len(benches)))
+        order = chance_order(random, len(benches))
         share = options.seconds / options.processes
         start = monotonic()
         rounds = 0
         while rounds < options.min_rounds or monotonic() - start < share:
-            random.shuffle(order)
-            for index in order:
-                if random.random() < 0.5:
+            for index, baseline_first in next(order):
+                if baseline_first:
                     partner = clock.time(against, against_loops)
                     own = clock.time(calls[index], loops[index])
                 else:
