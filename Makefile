@@ -17,7 +17,7 @@ quick: $(STAMP)  ## the quick part alone
 	$(RUN)/python -m pytest -q -m "not slow"
 
 gate: $(STAMP)  ## time the built-in contenders against each other; a minute
-	$(RUN)/python -m pytest -q -m gate tests/bench
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -q -m gate tests/bench
 
 lint: $(STAMP)
 	$(RUN)/ruff check .
