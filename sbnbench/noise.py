@@ -35,6 +35,7 @@ RIVAL_SECONDS = 2.0
 
 BUDGETS = (10.0, 30.0, 60.0)
 POWER = 0.95
+MOST_PROCESSES = 200
 DRAWS = 4000
 """Simulated decisions: the 95th percentile of so many is good to some two per cent."""
 
@@ -154,7 +155,7 @@ def resolution(spreads: Sequence[tuple[int, float]], process: float, seconds: fl
     """
     freedom = sum(n for n, _ in spreads)
     deviation = math.sqrt(sum(n * v for n, v in spreads) / freedom)
-    count = max(2, int(seconds / process))
+    count = min(MOST_PROCESSES, max(2, int(seconds / process)))
     centres = np.random.default_rng(0).normal(0, deviation, (DRAWS, count))
     value, half = between(centres)
     return math.expm1(float(np.quantile(np.abs(value) + half, POWER)))
