@@ -34,7 +34,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         name="online",
         title="Online Normalization",
         formula="y = hold(γ(x_t−μ_{t−1})/σ_{t−1} + b); μ, σ² stream from sample to sample",
-        source="Chiley et al., Online Normalization, arXiv 1905.05894, section 3",
+        source="Chiley et al., Online Normalization, arXiv 1905.05894",
         backends={"eager": f"{_EAGER}.online:OnlineNorm"},
         params=(
             Param("forward_decay", "float", 0.999, "α_f, of the streams μ, σ²", low=0.0, high=1.0),
@@ -60,7 +60,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         name="cbn",
         title="Cross-Iteration Batch Normalization",
         formula="y = γ(x−μ̄)/σ̄ + b; μ̄, σ̄² over the last iterations, corrected for moved weights",
-        source="Yao et al., Cross-Iteration Batch Normalization, arXiv 2002.05712, section 3",
+        source="Yao et al., Cross-Iteration Batch Normalization, arXiv 2002.05712",
         backends={"eager": f"{_EAGER}.cbn:CrossIterationBatchNorm"},
         params=(
             Param("window", "int", 8, "iterations united, this one with them", low=1),
@@ -78,7 +78,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         name="kn",
         title="Kalman Normalization",
         formula="y = γ(x−μ̂)/σ̂ + b; μ̂ = pμ̂_before + (1−p)μ, σ̂² likewise + p(1−p)(μ−μ̂_before)²",
-        source="Wang et al., Kalman Normalization, arXiv 1802.03133, and the authors' released code",
+        source="Wang et al., Kalman Normalization, arXiv 1802.03133; authors' released code",
         backends={"eager": f"{_EAGER}.kalman:KalmanNorm"},
         params=(
             Param("p", "float", 0.1, "weight of the layer before's prediction", low=0.0, high=1.0),
@@ -95,7 +95,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         name="vbn",
         title="Virtual Batch Normalization",
         formula="y = γ(x_i−μ_i)/σ_i + b; μ_i, σ_i² of the reference batch with sample i",
-        source="Salimans et al., Improved Techniques for Training GANs, arXiv 1606.03498, 3.4",
+        source="Salimans et al., Improved Techniques for Training GANs, arXiv 1606.03498, 3.5",
         backends={"eager": f"{_EAGER}.virtual_batch:VirtualBatchNorm"},
         params=(
             Param("num_virtual", "int", 32, "reference samples at the end of the batch", low=1),
@@ -112,7 +112,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         name="ws",
         title="Weight Standardization",
         formula="Ŵ = (W−μ_o)/√(σ_o²+ε) over the weights of each output channel o",
-        source="Qiao et al., Weight Standardization, arXiv 1903.10520, eqs. 8–10",
+        source="Qiao et al., Weight Standardization, arXiv 1903.10520",
         backends={},
         kind="C",
         notes=(

@@ -46,7 +46,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         backends={"eager": f"{_EAGER}.ghost:GhostBatchNorm"},
         params=(Param("size", "int", 32, "samples in a sub-batch", low=1), EPS),
         notes=(
-            "Running averages take one step a batch, to the mean over sub-batches [interpretation]. "
+            "Running averages take one step a batch, to the sub-batches' mean [interpretation]. "
             "A batch that size does not divide is cut as evenly as can be. eval() is bn's."
         ),
         without=_NO_ATEN,
@@ -55,9 +55,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         name="l1bn",
         title="L1 Batch Normalization",
         formula="y = γ(x−μ)/√(σ₁²+ε) + b; σ₁ = √(π/2)·mean|x−μ|",
-        source=(
-            "Hoffer et al., Norm matters, arXiv 1803.01814, section 4; Wu et al., arXiv 1802.09769"
-        ),
+        source=("Hoffer et al., Norm matters, arXiv 1803.01814; Wu et al., arXiv 1802.09769"),
         backends={"eager": f"{_EAGER}.l1bn:L1BatchNorm"},
         params=(EPS,),
         notes="ε stands under the root [interpretation]. running_var averages σ₁². eval() is bn's.",
@@ -67,7 +65,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         name="rbn",
         title="Range Batch Normalization",
         formula="y = γ(x−μ)/√(σ_R²+ε) + b; σ_R = mean over chunks of (max−min)/√(2 ln n)",
-        source="Banner et al., Scalable Methods for 8-bit Training, arXiv 1805.11046, section 3",
+        source="Banner et al., Scalable Methods for 8-bit Training, arXiv 1805.11046, eq. 2",
         backends={"eager": f"{_EAGER}.rbn:RangeBatchNorm"},
         params=(
             Param("chunks", "int", 16, "at most so many equal parts, each with its range", low=1),
@@ -105,8 +103,8 @@ NORMALIZERS: tuple[Normalizer, ...] = (
     Normalizer(
         name="bcn",
         title="Batch-Channel Normalization",
-        formula="y = GN(h) with an affine a group, h = γ(x−μ)/σ + b; μ, σ of the batch or estimates",
-        source="Qiao et al., arXiv 1903.10520, section 4, and the authors' released code",
+        formula="y = GN(h), an affine a group, h = γ(x−μ)/σ + b; μ, σ of the batch or estimates",
+        source="Qiao et al., arXiv 1903.10520, and the authors' released code",
         backends={"eager": f"{_EAGER}.bcn:BatchChannelNorm"},
         params=(
             _GROUPS,
@@ -153,7 +151,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         name="evonorm-s0",
         title="EvoNorm-S0",
         formula="y = γ·x·sigmoid(vx)/√(s²_{H,W,C/G}(x)+ε) + b",
-        source="Liu et al., Evolving Normalization-Activation Layers, arXiv 2004.02967, Table 2",
+        source="Liu et al., Evolving Normalization-Activation Layers, arXiv 2004.02967",
         backends={"eager": f"{_EAGER}.evonorm:EvoNormS0"},
         params=(_GROUPS, EPS),
         kind="B",
@@ -165,7 +163,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         name="evonorm-b0",
         title="EvoNorm-B0",
         formula="y = γ·x/max(√(s²_{N,H,W}(x)+ε), vx + √(s²_{H,W}(x)+ε)) + b",
-        source="Liu et al., Evolving Normalization-Activation Layers, arXiv 2004.02967, Table 2",
+        source="Liu et al., Evolving Normalization-Activation Layers, arXiv 2004.02967",
         backends={"eager": f"{_EAGER}.evonorm:EvoNormB0"},
         params=(EPS,),
         kind="B",

@@ -8,19 +8,19 @@ first order around the θ it saw,
 x̂ = (x−μ̄)/√(σ̄²+ε),   y = γx̂ + b
 
 Z. Yao, Y. Cao, S. Zheng, G. Huang, S. Lin, Cross-Iteration Batch Normalization, CVPR 2021, arXiv
-2002.05712, section 3. A channel's derivative runs over its own row of θ, as there.
+2002.05712. A channel's derivative runs over its own row of θ, as there.
 
 Computed, without a difference of large numbers, as σ̄² = mean_τ v_{t−τ|t} + var_τ μ_{t−τ|t} with
 v_{t−τ|t} = max(0, v + ⟨∂v/∂θ, Δ⟩ − ⟨∂μ/∂θ, Δ⟩²), v the variance of an iteration: the same number.
 
 θ, ∂μ/∂θ and ∂v/∂θ, each (C, F), come through `State.extra` as `theta`, `mean_slope` and
-`var_slope`, set by `observe` before each forward (kind C), as `watch` does for a module. Without them Δ counts as zero: the
-uncorrected average over iterations that the paper calls naive.
+`var_slope`, set by `observe` before each forward (kind C), as `watch` does for a module. Without
+them Δ counts as zero: the uncorrected average over iterations, naive CBN in the paper.
 
 Choices. Statistics are kept from the first iteration on; up to iteration `burnin` only the batch's
 own are used. `running_mean` and `running_var` average the batch's own (Bessel-corrected), and
-eval() is BatchNorm's. In the window an iteration counts from the one in which it was kept; what
-`observe` gave is kept in it too, so k−1 times three (C, F) tensors.
+eval() is BatchNorm's. `State.extra` keeps the window, `past_mean` and `past_var` (k−1, C), with
+what `observe` gave, three (k−1, C, F) more.
 
 Backward: through the statistics of this iteration, which weigh 1/k; those of earlier ones, and θ in
 the correction, are constants:  dx = (1/σ̄)·(g − (1/k)·(mean g + x̂·mean(g x̂))).
@@ -83,11 +83,13 @@ class CrossIterationBatchNorm(BatchPeer, ExtendedPeer):
             past_mean, past_var = _corrected(extra)
             means = torch.cat((means, past_mean.to(mean.dtype)))
             variances = torch.cat((variances, past_var.to(var.dtype)))
-        share = 1 / (~means.isnan()).sum(0, dtype=mean.dtype)
-        merged = means.nanmean(0)
-        spread = variances.nanmean(0) + (means - merged).square().nanmean(0)
+        there = ~means.isnan()
+        share = 1 / there.sum(0, dtype=mean.dtype)
+        merged = torch.where(there, means, 0).sum(0) * share
+        between = torch.where(there, means - merged, 0).square()
+        spread = (torch.where(there, variances, 0) + between).sum(0) * share
         if state.training:
-            _keep(extra, mean, var)
+            _keep(extra, mean.detach(), var.detach())
             update_running(state, mean, var, bessel(x))
         rstd = (spread + self.eps).rsqrt()
         return scales.apply(x, merged, rstd), _Saved(x, scales, merged, rstd, share)

@@ -5,7 +5,7 @@ B0:  y = γ·x/max(√(s²_{N,H,W}(x)+ε), v x + √(s²_{H,W}(x)+ε)) + b
 
 s² is the biased variance over the named dimensions, S0's per sample and group of channels, B0's per
 channel and per map. H. Liu, A. Brock, K. Simonyan, Q. Le, Evolving Normalization-Activation Layers,
-NeurIPS 2020, arXiv 2004.02967, Table 2 and the code in its appendix (groups 32, v from one).
+NeurIPS 2020, arXiv 2004.02967; settings as in the code of its appendix (groups 32, v from one).
 
 v (C,) stands in `State.extra` as `v`. S0 keeps no running state: eval() is training. B0 in eval()
 takes s²_{N,H,W} from `running_var` (Bessel-corrected like BatchNorm's; `running_mean` is left

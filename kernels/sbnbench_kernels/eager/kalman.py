@@ -53,7 +53,7 @@ UNLIKE = 100.0
 def predict(
     mean: Tensor, var: Tensor, before_mean: Tensor, before_var: Tensor, p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """μ̂, σ̂² (C,) and the p in force, () : zero where the layers are too unlike. Differentiable."""
+    """μ̂, σ̂² (C,) and the p in force, zero where the layers are too unlike. Differentiable."""
     ratio = (before_var / var.clamp_min(torch.finfo(var.dtype).tiny)).mean().detach()
     p_used = p * (ratio < UNLIKE).to(mean.dtype)
     spread = p_used * (1 - p_used) * (mean - before_mean).square()
@@ -89,7 +89,7 @@ class KalmanNorm(BatchPeer):
         )
         p = self.p if given[0] is not None else 0.0
         mean, spread, used = predict(own, var, before_mean, before_var, p)
-        state.extra["mean"], state.extra["var"] = mean, spread
+        state.extra["mean"], state.extra["var"] = mean.detach(), spread.detach()
         if state.training:
             update_running(state, mean, spread, 1.0)
         rstd = (spread + self.eps).rsqrt()

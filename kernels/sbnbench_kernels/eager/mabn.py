@@ -57,6 +57,8 @@ class _Saved(NamedTuple):
 class MovingAverageBatchNorm(ExtendedPeer):
     """`mabn`. buffer, warmup, renorm_after: in training iterations; rmax bounds r."""
 
+    exact_gradient = False
+
     def __init__(
         self,
         eps: float = 1e-5,
@@ -85,7 +87,7 @@ class MovingAverageBatchNorm(ExtendedPeer):
         extra, iteration = self._extra(x, state), state.step + 1
         square = x.to(dtype).square().mean((0, *range(2, x.dim())))
         slot = iteration % self.buffer
-        extra["square"][slot] = square
+        extra["square"][slot] = square.detach()
         alone = iteration <= self.buffer or iteration < self.warmup
         chi = square if alone else extra["square"].nanmean(0)
         std = (chi + self.eps).sqrt()
@@ -93,7 +95,7 @@ class MovingAverageBatchNorm(ExtendedPeer):
         if iteration > max(self.renorm_after, self.warmup):
             r = std / (running_var.to(dtype) + self.eps).sqrt()
             r = r.clamp(1 / self.rmax, self.rmax)
-        running_var.lerp_(chi.to(running_var.dtype), momentum_of(state))
+        running_var.lerp_(chi.detach().to(running_var.dtype), momentum_of(state))
         state.step += 1
         saved = _Saved(x, scales, 1 / std, r, Live(extra), slot, alone)
         return scales.apply(x, torch.zeros_like(std), r / std), saved

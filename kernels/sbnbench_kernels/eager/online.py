@@ -6,8 +6,8 @@ x̂_t = (x_t−μ_{t−1})/√(σ²_{t−1}+ε)
 z = γx̂ + b, and y = z held in bounds: clamped to ±`bound` (clamp), divided by √(E_{C,H,W} z² + ε) of
 its sample (scale), or as it is (none)
 
-V. Chiley et al., Online Normalization for Training Neural Networks, NeurIPS 2019, arXiv 1905.05894,
-section 3. Decays, the order (after γ, b) and the default, clamping at 5, are those of the authors'
+V. Chiley et al., Online Normalization for Training Neural Networks, NeurIPS 2019, arXiv 1905.05894.
+Decays, the order (after γ, b) and the default, clamping at 5, are those of the authors'
 released code.
 
 Backward, the paper's control process in place of the derivative, g = γ·∂L/∂z and E over the map:
@@ -58,6 +58,8 @@ class _Saved(NamedTuple):
 class OnlineNorm(ExtendedPeer):
     """`online`. forward_decay α_f, backward_decay α_b; control: clamp, scale or none."""
 
+    exact_gradient = False
+
     def __init__(
         self,
         eps: float = 1e-5,
@@ -85,8 +87,8 @@ class OnlineNorm(ExtendedPeer):
             means = _stream(decay, mean, (1 - decay) * maps[0])
             gap = (maps[0] - means[:-1]).square()
             variances = _stream(decay, var, (1 - decay) * (maps[1] + decay * gap))
-            running_mean.copy_(means[-1])
-            running_var.copy_(variances[-1])
+            running_mean.copy_(means[-1].detach())
+            running_var.copy_(variances[-1].detach())
             mean, var = means[:-1], variances[:-1]
             state.step += 1
         rstd = (var + self.eps).rsqrt()

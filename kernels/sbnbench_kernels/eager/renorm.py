@@ -6,7 +6,7 @@ r = clip(σ_B/σ, 1/r_max, r_max),  d = clip((μ_B−μ)/σ, −d_max, d_max),  
 then  μ ← μ + α(μ_B−μ),  σ ← σ + α(σ_B−σ)
 
 S. Ioffe, Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models,
-NeurIPS 2017, arXiv 1702.03275, Algorithm 1; the schedule is that of its section 4.
+NeurIPS 2017, arXiv 1702.03275, Algorithm 1; the schedule is that of its experiments.
 
 The algorithm averages the deviation, not the variance, and without Bessel's correction; so does
 this one. `running_var` holds σ²−ε, so that inference and the state_dict are those of BatchNorm2d.
@@ -77,12 +77,12 @@ class BatchRenorm(BatchPeer):
             (running_var.to(std.dtype) + self.eps).sqrt(),
         )
         rmax, dmax = limits(state.step, self.steps, self.rmax, self.dmax)
-        r = (std / old_std).clamp(1 / rmax, rmax)
-        d = ((mean - old_mean) / old_std).clamp(-dmax, dmax)
+        r = (std.detach() / old_std).clamp(1 / rmax, rmax)
+        d = ((mean.detach() - old_mean) / old_std).clamp(-dmax, dmax)
         if state.training:
             weight = momentum_of(state)
-            running_mean.copy_(torch.lerp(old_mean, mean, weight))
-            new_std = torch.lerp(old_std, std, weight)
+            running_mean.copy_(torch.lerp(old_mean, mean.detach(), weight))
+            new_std = torch.lerp(old_std, std.detach(), weight)
             running_var.copy_((new_std.square() - self.eps).clamp_min(0))
         # x̂ = r/σ_B · (x − (μ_B − d·σ_B/r))
         y = scales.apply(x, mean - d * std / r, r / std)

@@ -123,6 +123,11 @@ class Synchronised:
                     put(s.part, dx, _through(*part, a, mean, rstd, *share))
         return dx, *scales.gradients(sum_dyd * rstd, sum_dy)
 
+    @property
+    def exact_gradient(self) -> bool:
+        """Whether backward is the derivative of forward."""
+        return self.op.exact_gradient
+
     def statistics(self, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (C,) over all processes; advances `state.step` alone."""
         if world_size(self.group) == 1:

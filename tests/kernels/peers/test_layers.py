@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from sbnbench import inputs, verify
+from sbnbench.bench import set_up
 from sbnbench.errors import InvalidParameter, NotApplicable, UsageError
+from sbnbench.inputs import virtual_rows
+from sbnbench.model import Workload
 from sbnbench.registry import build, make_contender, normalizers, parse_contender
 from sbnbench_kernels.contract import State
 from sbnbench_kernels.eager.cbn import CrossIterationBatchNorm, watch
@@ -25,7 +29,9 @@ SMALL = {
     "mabn": {"buffer": 2, "warmup": 1, "renorm_after": 2},
     "online": {"forward_decay": 0.9, "backward_decay": 0.9},
 }
-NAMES = ["brn", "ghost", "l1bn", "rbn", "ebn", "sn", "bcn", "syncbn", "frn", "evonorm-s0", "evonorm-b0", "mabn", "online", "cbn", "kn", "vbn"]
+BATCH = ["brn", "ghost", "l1bn", "rbn", "ebn", "sn", "bcn", "syncbn"]
+OTHERS = ["frn", "evonorm-s0", "evonorm-b0", "mabn", "online", "cbn", "kn", "vbn"]
+NAMES = BATCH + OTHERS
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -111,6 +117,58 @@ def test_half_precision_layer(check, name, dtype):
     assert y.isfinite().all()
     assert x.grad.isfinite().all()
     assert all(p.grad.dtype == dtype for p in layer.parameters())
+
+
+@each
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+def test_harness_verifies(name, dtype, memory):
+    """Against autograd through the same forward in float64, where that is its derivative."""
+    contender = make_contender(name, "eager", SMALL.get(name, {}))
+    workload = Workload("synthetic", 6, 6, (5, 4), dtype=dtype, format=memory)
+    verify.check(set_up(contender, workload, 0), inputs.make(workload, virtual_rows(contender)), 0)
+
+
+@each
+def test_forward_under_autograd_keeps_no_graph(check, name):
+    """A state that went through a differentiable forward holds constants."""
+    op = build(make_contender(name, "eager", SMALL.get(name, {})))
+    state = check.state(6)
+    x = check.draw((6, 6, 4, 3)).requires_grad_()
+    for _ in range(2):
+        op.forward(x, None, None, state)[0].sum().backward()
+    kept = (state.running_mean, state.running_var, *state.extra.values())
+    assert not any(t.requires_grad for t in kept)
+
+
+@pytest.mark.parametrize(
+    "name", ["brn", "ghost", "ebn", "sn", "bcn", "syncbn", "cbn", "kn", "evonorm-b0"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_variance_of_a_mean_a_thousand_deviations_away(name, dtype):
+    x = torch.randn(8, 6, 16, 16, generator=torch.Generator().manual_seed(1)) + 1000
+    x = x.to(dtype)
+    layer = make(name, momentum=1.0)
+    layer(x)
+    exact = x.double().var((0, 2, 3))
+    if name == "ebn":
+        exact = exact.mean().expand(6)
+    # A sub-batch's variance lacks what lies between its mean and the batch's; 512 values each.
+    rtol = 1e-3 if name != "ghost" else 6e-3
+    torch.testing.assert_close(layer.running_var.double(), exact, rtol=rtol, atol=0)
+
+
+@each
+def test_large_float16_values_stay_finite(check, name):
+    x = check.draw((6, 6, 4, 3))
+    x = (x / x.abs().max() * 6e4).half().requires_grad_()
+    layer = make(name)
+    for _ in range(2):
+        y = layer(x)
+        y.backward(torch.ones_like(y))
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()
+    assert all(b.isfinite().all() for b in layer.buffers() if not b.isnan().any())
 
 
 @each
