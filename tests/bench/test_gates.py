@@ -2,9 +2,8 @@
 
 Limits are generous, so that they hold on a shared runner: each lies at least a factor 1.5 from what
 was seen on a busy x86 machine with OMP_NUM_THREADS=1, as `make gate` sets it: threads that wait for
-each other are what neighbours disturb most. The gates catch a slip that
-costs a factor: a hidden copy, a loop over samples, a wrong memory format. Smaller changes are for
-`sbnbench gate --against`.
+each other are what neighbours disturb most. The gates catch a slip that costs a factor: a hidden
+copy, a loop over samples, a wrong memory format. Smaller changes are for `sbnbench gate --against`.
 """
 
 from __future__ import annotations
