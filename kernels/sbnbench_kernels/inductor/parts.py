@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from sbnbench_kernels.samplers import Elements, Sample, Share
-from sbnbench_kernels.sampling import Box
 
 
 class Form(NamedTuple):
