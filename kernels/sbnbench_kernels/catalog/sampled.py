@@ -27,8 +27,13 @@ _VIRTUAL = (
     "Virtual rows are Gaussian with the data set's mean and deviation a channel [interpretation]"
 )
 _IDLE = (
-    "backward=sampled sums over the virtual rows, whose gradient is zero where the output drops "
-    "them: γ and b then learn nothing, hence the default exact"
+    "The gradient of virtual rows is zero where the output drops them, so that backward=sampled "
+    "averages over idle values (with vdn alone γ and b learn nothing): hence the default exact"
+)
+_WANDERS = (
+    "backward=sampled leaves dx a mean, so that weights wander along what the normalization "
+    "cancels and the running averages lag behind while the learning rate is high; backward=exact "
+    "does not."
 )
 
 NORMALIZERS: tuple[Normalizer, ...] = (
@@ -51,7 +56,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         source=f"{_CHEN}; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:NaiveSampling", "inductor": f"{_INDUCTOR}:NaiveSampling"},
         params=(RATIO, backward("sampled"), REDRAW, EPS),
-        notes="Accurate, but its memory access is irregular.",
+        notes=f"Accurate, but its memory access is irregular. {_WANDERS}",
         without=_NO_ATEN,
     ),
     Normalizer(
@@ -61,6 +66,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         source=f"{_CHEN}; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:BatchSampling", "inductor": f"{_INDUCTOR}:BatchSampling"},
         params=(RATIO, backward("sampled"), REDRAW, EPS),
+        notes=_WANDERS,
         without=_NO_ATEN,
     ),
     Normalizer(
@@ -72,7 +78,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         params=(RATIO, POSITION, backward("sampled"), REDRAW, EPS),
         notes=(
             "One position shared by all samples can see a constant border: the variance collapses "
-            "and training fails. Prefer per-sample."
+            f"and training fails. Prefer per-sample. {_WANDERS}"
         ),
         without=_NO_ATEN,
     ),
@@ -95,8 +101,8 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "eager": f"{_EAGER}:BatchSamplingVirtual",
             "inductor": f"{_INDUCTOR}:BatchSamplingVirtual",
         },
-        params=(RATIO, BETA, NUM_VIRTUAL, backward("sampled"), REDRAW, EPS),
-        notes=f"{_VIRTUAL}.",
+        params=(RATIO, BETA, NUM_VIRTUAL, backward("exact"), REDRAW, EPS),
+        notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
     ),
     Normalizer(
@@ -108,8 +114,8 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "eager": f"{_EAGER}:FeatureSamplingVirtual",
             "inductor": f"{_INDUCTOR}:FeatureSamplingVirtual",
         },
-        params=(RATIO, POSITION, BETA, NUM_VIRTUAL, backward("sampled"), REDRAW, EPS),
-        notes=f"{_VIRTUAL}.",
+        params=(RATIO, POSITION, BETA, NUM_VIRTUAL, backward("exact"), REDRAW, EPS),
+        notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
     ),
 )
