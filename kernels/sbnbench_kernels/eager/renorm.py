@@ -18,7 +18,7 @@ Backward, z = (x−μ_B)/σ_B:  dx = r/σ_B · (g − mean g − z·mean(g z)), 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class BatchRenorm(BatchPeer):
             running_mean.to(std.dtype),
             (running_var.to(std.dtype) + self.eps).sqrt(),
         )
-        rmax, dmax = limits(state.step, self.steps, self.rmax, self.dmax)
+        rmax, dmax = self._limits(state)
         r = (std / old_std).clamp(1 / rmax, rmax)
         d = ((mean - old_mean) / old_std).clamp(-dmax, dmax)
         if state.training:
@@ -87,6 +87,10 @@ class BatchRenorm(BatchPeer):
         # x̂ = r/σ_B · (x − (μ_B − d·σ_B/r))
         y = scales.apply(x, mean - d * std / r, r / std)
         return y, _Saved(x, scales, mean, 1 / std, r, d)
+
+    def _limits(self, state: State) -> tuple[Any, Any]:
+        """r_max and d_max of this step."""
+        return limits(state.step, self.steps, self.rmax, self.dmax)
 
     def _gradients(self, dy: Tensor, saved: _Saved) -> Gradients:
         x, scales, mean, rstd, r, d = saved
