@@ -19,7 +19,7 @@ from sbnbench_kernels.eager import sampled as eager
 from sbnbench_kernels.eager.arithmetic import accumulator, check_input, column, scale_of
 from sbnbench_kernels.inductor.compiled import Compiled, Layout, layout
 from sbnbench_kernels.inductor.parts import Form, form_of, positions_of
-from sbnbench_kernels.inductor.sums import moments, sums
+from sbnbench_kernels.inductor.sums import buffer, moments, sums
 from sbnbench_kernels.samplers import Sample, bessel, require_variance
 
 Forms = tuple[Form, ...]
@@ -120,7 +120,7 @@ class Forward:
         rstd = torch.rsqrt(var + self.eps)
         scale = scale_of(weight, rstd)
         shift = -mean * scale if bias is None else bias.to(dtype) - mean * scale
-        y = x.to(dtype) * column(scale, x) + column(shift, x)
+        y = x.to(dtype) * column(buffer(scale), x) + column(buffer(shift), x)
         if self.training:
             _average(old_mean, mean, self.momentum if share is None else share)
             _average(old_var, var * self.correction, self.momentum if share is None else share)
@@ -144,7 +144,7 @@ class Backward:
         rstd: Tensor,
         *positions: Tensor,
     ) -> Sequence[Tensor]:
-        scale = scale_of(weight, rstd)
+        scale = buffer(scale_of(weight, rstd))
         wide_dy, wide_x = dy.to(mean.dtype), x.to(mean.dtype)
         dx = wide_dy * column(scale, x)
         if self.mode == "sampled" and self.forms:
@@ -177,7 +177,7 @@ def _correction(
 ) -> tuple[Tensor, Tensor]:
     """a, b of dx = (γ/σ)·dy + a·x + b, which takes the sample's means of dy and dy·(x−μ) out."""
     slope = -scale * rstd.square() * mean_dyd
-    return slope, -scale * mean_dy - slope * mean
+    return buffer(slope), buffer(-scale * mean_dy - slope * mean)
 
 
 def _taken(forms: Forms, t: Tensor, positions: Sequence[Tensor]) -> list[Tensor]:
