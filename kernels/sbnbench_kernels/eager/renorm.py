@@ -62,6 +62,8 @@ class _Saved(NamedTuple):
 class BatchRenorm(BatchPeer):
     """`brn`. rmax, dmax: the final limits; steps: length of the schedule, 0 for none."""
 
+    exact_gradient = False  # r and d are constants to it
+
     def __init__(
         self, eps: float = 1e-5, rmax: float = 3.0, dmax: float = 5.0, steps: int = 40_000
     ) -> None:
