@@ -126,17 +126,19 @@ def _git(folder: Path, *arguments: str) -> str:
 def backends() -> dict[str, str]:
     """Each backend and what is missing for it here; empty where it can be used."""
     no_torch = "" if find_spec("torch") else "torch is not installed"
-    compiler = (
-        ""
-        if shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-        else ("no C++ compiler; install g++ or set CXX")
-    )
     return {
         "eager": no_torch,
         "aten": no_torch,
-        "inductor": no_torch or compiler,
+        "inductor": no_torch or compiler_problem(),
         "triton": no_torch or triton_problem(),
     }
+
+
+def compiler_problem() -> str:
+    """Why Inductor cannot build code for the CPU here; empty where it can."""
+    if shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++"):
+        return ""
+    return "no C++ compiler; install g++ or set CXX"
 
 
 def triton_problem() -> str:

@@ -209,6 +209,8 @@ def examine(bench: Any, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     facts: dict[str, Any] = {"verification": check(bench, bench.inputs, seed)}
     notes: tuple[str, ...] = ()
+    if hasattr(bench.op, "compile_seconds"):
+        facts["compile_seconds"] = bench.op.compile_seconds
     if hasattr(bench.op, "describe"):
         facts["sampled_share"], notes = bench.op.describe(tuple(bench.inputs.x.shape))
     return facts, notes

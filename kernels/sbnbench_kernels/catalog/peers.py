@@ -6,6 +6,7 @@ from sbnbench.model import Normalizer, Param
 from sbnbench_kernels.catalog.common import EPS
 
 _EAGER = "sbnbench_kernels.eager"
+_INDUCTOR = "sbnbench_kernels.inductor.peers"
 _NO_ATEN = {"aten": "PyTorch has no fused operator for it"}
 _GROUPS = Param("groups", "int", 32, "groups of channels; must divide their number", low=1)
 
@@ -18,7 +19,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "d = clip((μ_B−μ)/σ, ±dmax), constant to the gradient; μ, σ moving averages"
         ),
         source="Ioffe, Batch Renormalization, arXiv 1702.03275, Algorithm 1",
-        backends={"eager": f"{_EAGER}.renorm:BatchRenorm"},
+        backends={"eager": f"{_EAGER}.renorm:BatchRenorm", "inductor": f"{_INDUCTOR}:BatchRenorm"},
         params=(
             Param("rmax", "float", 3.0, "bound of r at the end of the schedule", low=1.0),
             Param("dmax", "float", 5.0, "bound of d at the end of the schedule", low=0.0),
@@ -43,7 +44,10 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Ghost Batch Normalization",
         formula="y = γ(x−μ_k)/σ_k + b; μ_k, σ_k² (biased) a channel of sub-batch k",
         source="Hoffer, Hubara and Soudry, arXiv 1705.08741, Algorithm 1",
-        backends={"eager": f"{_EAGER}.ghost:GhostBatchNorm"},
+        backends={
+            "eager": f"{_EAGER}.ghost:GhostBatchNorm",
+            "inductor": f"{_INDUCTOR}:GhostBatchNorm",
+        },
         params=(Param("size", "int", 32, "samples in a sub-batch", low=1), EPS),
         notes=(
             "Running averages take one step a batch, to the sub-batches' mean [interpretation]. "
@@ -56,7 +60,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="L1 Batch Normalization",
         formula="y = γ(x−μ)/√(σ₁²+ε) + b; σ₁ = √(π/2)·mean|x−μ|",
         source=("Hoffer et al., Norm matters, arXiv 1803.01814; Wu et al., arXiv 1802.09769"),
-        backends={"eager": f"{_EAGER}.l1bn:L1BatchNorm"},
+        backends={"eager": f"{_EAGER}.l1bn:L1BatchNorm", "inductor": f"{_INDUCTOR}:L1BatchNorm"},
         params=(EPS,),
         notes="ε stands under the root [interpretation]. running_var averages σ₁². eval() is bn's.",
         without=_NO_ATEN,
@@ -66,7 +70,10 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Range Batch Normalization",
         formula="y = γ(x−μ)/√(σ_R²+ε) + b; σ_R = mean over chunks of (max−min)/√(2 ln n)",
         source="Banner et al., Scalable Methods for 8-bit Training, arXiv 1805.11046, eq. 2",
-        backends={"eager": f"{_EAGER}.rbn:RangeBatchNorm"},
+        backends={
+            "eager": f"{_EAGER}.rbn:RangeBatchNorm",
+            "inductor": f"{_INDUCTOR}:RangeBatchNorm",
+        },
         params=(
             Param("chunks", "int", 16, "at most so many equal parts, each with its range", low=1),
             EPS,
@@ -82,7 +89,10 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Extended Batch Normalization",
         formula="y = γ(x−μ_c)/σ + b; μ_c a channel, σ² = mean over N,C,H,W of (x−μ_c)²",
         source="Luo et al., Extended Batch Normalization, arXiv 2003.05569",
-        backends={"eager": f"{_EAGER}.ebn:ExtendedBatchNorm"},
+        backends={
+            "eager": f"{_EAGER}.ebn:ExtendedBatchNorm",
+            "inductor": f"{_INDUCTOR}:ExtendedBatchNorm",
+        },
         params=(EPS,),
         notes="Deviations are from the channel's own mean [interpretation]. eval() is bn's.",
         without=_NO_ATEN,
@@ -92,7 +102,10 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Switchable Normalization",
         formula="y = γ(x−Σw_kμ_k)/√(Σw′_kσ_k²+ε) + b; k = in, ln, bn; w, w′ learned softmaxes",
         source="Luo et al., Switchable Normalization, arXiv 1806.10779, eqs. 3–5",
-        backends={"eager": f"{_EAGER}.switchable:SwitchableNorm"},
+        backends={
+            "eager": f"{_EAGER}.switchable:SwitchableNorm",
+            "inductor": f"{_INDUCTOR}:SwitchableNorm",
+        },
         params=(EPS,),
         notes=(
             "eval() takes bn's part from moving averages, where the paper averages over batches "
@@ -105,7 +118,10 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Batch-Channel Normalization",
         formula="y = GN(h), an affine a group, h = γ(x−μ)/σ + b; μ, σ of the batch or estimates",
         source="Qiao et al., arXiv 1903.10520, and the authors' released code",
-        backends={"eager": f"{_EAGER}.bcn:BatchChannelNorm"},
+        backends={
+            "eager": f"{_EAGER}.bcn:BatchChannelNorm",
+            "inductor": f"{_INDUCTOR}:BatchChannelNorm",
+        },
         params=(
             _GROUPS,
             Param(
@@ -137,7 +153,10 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Filter Response Normalization with TLU",
         formula="y = max(γx/√(mean_HW x²+ε) + b, τ)",
         source="Singh and Krishnan, Filter Response Normalization, arXiv 1911.09737, eqs. 1–3",
-        backends={"eager": f"{_EAGER}.frn:FilterResponseNorm"},
+        backends={
+            "eager": f"{_EAGER}.frn:FilterResponseNorm",
+            "inductor": f"{_INDUCTOR}:FilterResponseNorm",
+        },
         params=(
             Param("learned_eps", "bool", False, "learn ε = eps + |ε_l|, for maps of one value"),
             Param("eps", "float", 1e-6, "ε, added to the mean square", low=1e-12, high=1.0),
@@ -152,7 +171,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="EvoNorm-S0",
         formula="y = γ·x·sigmoid(vx)/√(s²_{H,W,C/G}(x)+ε) + b",
         source="Liu et al., Evolving Normalization-Activation Layers, arXiv 2004.02967",
-        backends={"eager": f"{_EAGER}.evonorm:EvoNormS0"},
+        backends={"eager": f"{_EAGER}.evonorm:EvoNormS0", "inductor": f"{_INDUCTOR}:EvoNormS0"},
         params=(_GROUPS, EPS),
         kind="B",
         notes="Replaces norm and activation. eval() computes as training does.",
@@ -164,7 +183,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="EvoNorm-B0",
         formula="y = γ·x/max(√(s²_{N,H,W}(x)+ε), vx + √(s²_{H,W}(x)+ε)) + b",
         source="Liu et al., Evolving Normalization-Activation Layers, arXiv 2004.02967",
-        backends={"eager": f"{_EAGER}.evonorm:EvoNormB0"},
+        backends={"eager": f"{_EAGER}.evonorm:EvoNormB0", "inductor": f"{_INDUCTOR}:EvoNormB0"},
         params=(EPS,),
         kind="B",
         notes="Replaces norm and activation. eval() takes s²_{N,H,W} from running_var.",

@@ -14,6 +14,7 @@ from sbnbench_kernels.catalog.common import (
 )
 
 _EAGER = "sbnbench_kernels.eager.sampled"
+_INDUCTOR = "sbnbench_kernels.inductor.sampled"
 _FORMULA = "y = γ(x−μ_S)/σ_S + b; μ_S, σ_S² (biased) a channel of S = {sample}"
 _MIXTURE = "μ = βμ_v+(1−β)μ_s, σ² = βσ_v²+(1−β)σ_s²+β(1−β)(μ_v−μ_s)²; v virtual rows, s = {sample}"
 _CHEN = (
@@ -41,7 +42,11 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Batch Normalization",
         formula="y = γ(x−μ)/σ + b; μ, σ² (biased) a channel of the whole batch",
         source="Ioffe and Szegedy, Batch Normalization, arXiv 1502.03167",
-        backends={"eager": f"{_EAGER}:BatchNorm", "aten": "sbnbench_kernels.aten.batch:BatchNorm"},
+        backends={
+            "eager": f"{_EAGER}:BatchNorm",
+            "aten": "sbnbench_kernels.aten.batch:BatchNorm",
+            "inductor": f"{_INDUCTOR}:BatchNorm",
+        },
         params=(EPS,),
     ),
     Normalizer(
@@ -49,7 +54,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Naive sampling",
         formula=_FORMULA.format(sample="random elements, without replacement"),
         source=f"{_CHEN}; {_BACKWARD}",
-        backends={"eager": f"{_EAGER}:NaiveSampling"},
+        backends={"eager": f"{_EAGER}:NaiveSampling", "inductor": f"{_INDUCTOR}:NaiveSampling"},
         params=(RATIO, BACKWARD, REDRAW, EPS),
         notes=f"Accurate, but its memory access is irregular. {_WANDERS}",
         without=_NO_ATEN,
@@ -59,7 +64,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Batch Sampling",
         formula=_FORMULA.format(sample="a few whole samples of the batch"),
         source=f"{_CHEN}; {_BACKWARD}",
-        backends={"eager": f"{_EAGER}:BatchSampling"},
+        backends={"eager": f"{_EAGER}:BatchSampling", "inductor": f"{_INDUCTOR}:BatchSampling"},
         params=(RATIO, BACKWARD, REDRAW, EPS),
         notes=_WANDERS,
         without=_NO_ATEN,
@@ -69,7 +74,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Feature Sampling",
         formula=_FORMULA.format(sample="a small patch of each map of every sample"),
         source=f"{_CHEN}; {_BACKWARD}; the position of the patch is one too",
-        backends={"eager": f"{_EAGER}:FeatureSampling"},
+        backends={"eager": f"{_EAGER}:FeatureSampling", "inductor": f"{_INDUCTOR}:FeatureSampling"},
         params=(RATIO, POSITION, BACKWARD, REDRAW, EPS),
         notes=(
             "One position shared by all samples can see a constant border: the variance collapses "
@@ -82,7 +87,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Virtual Dataset Normalization",
         formula=_FORMULA.format(sample="the virtual rows at the end of the batch"),
         source=f"{_CHEN}; {_BACKWARD}",
-        backends={"eager": f"{_EAGER}:VirtualDataset"},
+        backends={"eager": f"{_EAGER}:VirtualDataset", "inductor": f"{_INDUCTOR}:VirtualDataset"},
         params=(NUM_VIRTUAL, BACKWARD, EPS),
         notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
@@ -92,7 +97,10 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Batch Sampling with virtual rows",
         formula=_MIXTURE.format(sample="a few whole real samples"),
         source=f"{_CHEN}; the mixture's moments are an [interpretation]; {_BACKWARD}",
-        backends={"eager": f"{_EAGER}:BatchSamplingVirtual"},
+        backends={
+            "eager": f"{_EAGER}:BatchSamplingVirtual",
+            "inductor": f"{_INDUCTOR}:BatchSamplingVirtual",
+        },
         params=(RATIO, BETA, NUM_VIRTUAL, BACKWARD, REDRAW, EPS),
         notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
@@ -102,7 +110,10 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Feature Sampling with virtual rows",
         formula=_MIXTURE.format(sample="a small patch of each map of every real sample"),
         source=f"{_CHEN}; the mixture's moments are an [interpretation]; {_BACKWARD}",
-        backends={"eager": f"{_EAGER}:FeatureSamplingVirtual"},
+        backends={
+            "eager": f"{_EAGER}:FeatureSamplingVirtual",
+            "inductor": f"{_INDUCTOR}:FeatureSamplingVirtual",
+        },
         params=(RATIO, POSITION, BETA, NUM_VIRTUAL, BACKWARD, REDRAW, EPS),
         notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
