@@ -1,0 +1,111 @@
+"""Launch choices: frozen, pure, the same on every device and in every run, so that a measurement
+is of one program. Nothing is tuned at run time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sbnbench_kernels.triton.layout import Layout
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class ReduceLaunch:
+    """How a box is cut: tiles of `values` × `channels`, `subs` parts of `sub_len` a segment."""
+
+    values: int
+    channels: int
+    subs: int
+    sub_len: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class PassLaunch:
+    """How a whole tensor is passed over: tiles of `vectors` × `width`; `mode` as in elementwise."""
+
+    mode: int
+    vectors: int
+    width: int
+    even: bool
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Heuristics:
+    """The numbers behind the choices, each with its reason."""
+
+    tile: int = 2048
+    """Values in flight a program of a reduction: 16 a lane at 4 warps, two accumulators each,
+    under 100 registers, so that at least 5 programs share a multiprocessor."""
+    programs: int = 1024
+    """Programs that fill every device of today (148 multiprocessors × 6), independent of the
+    device so that sums are formed in the same order everywhere."""
+    shortest_tiles: int = 2
+    """Tiles a part holds at least: below that the final merge over lanes is the work."""
+    row_bytes: int = 64
+    """Channels-last: bytes of channels side by side in a tile: two sectors of DRAM."""
+    fused: int = 8192
+    """Values of all rows of a tile of channels up to which one program keeps them in registers
+    and one launch does everything: 32 a lane at 8 warps."""
+    vectors: int = 256
+    """Vectors a program of an element-wise pass: two a thread at 4 warps, so that two
+    independent 16-byte loads are in flight."""
+    finish_tile: int = 1024
+    """Entries of a table of parts in flight while parts are merged."""
+
+
+DEFAULT = Heuristics()
+
+
+def reduce_launch(
+    layout: Layout, seg_len: int, segments: int = 1, h: Heuristics = DEFAULT
+) -> ReduceLaunch:
+    """For `segments` segments of `seg_len` values a channel each.
+
+    Tiles follow the contiguous axis; short segments take several channels. A segment is split
+    only as far as programs are short of `programs`.
+    """
+    if layout.channels_last:
+        channels = min(power_of_two(layout.channels), h.row_bytes // layout.itemsize)
+        values = min(power_of_two(seg_len), h.tile // channels)
+    else:
+        values = min(power_of_two(seg_len), h.tile)
+        channels = min(power_of_two(layout.channels), max(1, h.tile // 4 // values))
+    programs = segments * math.ceil(layout.channels / channels)
+    tiles = math.ceil(seg_len / values)
+    subs = max(1, min(h.programs // programs, tiles // h.shortest_tiles))
+    # Whole tiles a part, so that parts start where vectors do.
+    sub_len = math.ceil(tiles / subs) * values if subs > 1 else seg_len
+    return ReduceLaunch(
+        values, channels, math.ceil(seg_len / sub_len), sub_len, warps(values * channels, 16)
+    )
+
+
+def pass_launch(layout: Layout, h: Heuristics = DEFAULT) -> PassLaunch:
+    """Vectors of 16 bytes; the plane mode where a map holds at least a tile of them."""
+    width = 16 // layout.itemsize
+    vectors = h.vectors
+    aligned = layout.unit % width == 0
+    if aligned and not layout.channels_last and layout.map_size >= vectors * width:
+        mode = 0
+    else:
+        mode = 1 if aligned else 2
+    return PassLaunch(mode, vectors, width, layout.numel % width == 0, vectors // 64)
+
+
+def warps(values: int, lane: int) -> int:
+    """Warps so that a lane holds about `lane` values: 1, 2, 4 or 8."""
+    return min(8, max(1, power_of_two(values // (32 * lane))))
+
+
+def finish_launch(channels: int, parts: int, h: Heuristics = DEFAULT) -> tuple[int, int]:
+    """(rows, channels) of a tile over a table of parts. Few channels a program: merging is
+    latency-bound and wants programs."""
+    block = min(power_of_two(channels), 32)
+    return min(power_of_two(parts), max(1, h.finish_tile // block)), block
