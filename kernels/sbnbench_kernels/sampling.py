@@ -30,7 +30,7 @@ class Box(NamedTuple):
     """
 
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     corners: Tensor | None
     patch: tuple[int, ...]
 

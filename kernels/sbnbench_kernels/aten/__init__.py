@@ -1,0 +1,1 @@
+"""PyTorch's own fused operators, called as its modules call them: the peers."""

@@ -1,0 +1,72 @@
+"""nn.BatchNorm's operator: cuDNN, native CUDA or native CPU, whichever F.batch_norm takes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sbnbench_kernels.contract import State
+from sbnbench_kernels.running import momentum_of
+from sbnbench_kernels.samplers import Everything, require_variance
+
+
+class Saved(NamedTuple):
+    """`library` says which library ran; the rest is its own."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias_dtype: torch.dtype | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    mean: Tensor
+    rstd: Tensor
+    reserve: Tensor
+    batch_statistics: bool
+    library: int
+
+
+class BatchNorm:
+    """`bn`: formula as in eager/sampled.py; source: Ioffe and Szegedy, arXiv 1502.03167.
+
+    F.batch_norm is the first of the five results of `_batch_norm_impl_index`; the others are what
+    its backward wants, which can so be called, and timed, alone.
+    """
+
+    def __init__(self, *, eps: float) -> None:
+        self.eps = eps
+
+    def forward(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, state: State
+    ) -> tuple[Tensor, Saved]:
+        batch_statistics = state.training or state.running_mean is None
+        if batch_statistics:
+            require_variance(Everything().draw(x.shape, 0, 0, x.device), x.shape)
+        momentum = momentum_of(state) if state.training else 0.0
+        running = (state.running_mean, state.running_var)
+        y, mean, rstd, reserve, library = torch._batch_norm_impl_index(
+            x, weight, bias, *running, batch_statistics, momentum, self.eps,
+            torch.backends.cudnn.enabled,
+        )  # fmt: skip
+        if state.training:
+            state.step += 1
+        bias_dtype = None if bias is None else bias.dtype
+        return y, Saved(
+            x, weight, bias_dtype, *running, mean, rstd, reserve, batch_statistics, library
+        )
+
+    def backward(self, dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        x, weight = saved.x, saved.weight
+        if dy.is_cuda:
+            # As autograd does before it calls cuDNN.
+            dense = x.is_contiguous(memory_format=torch.channels_last) and x.dim() == 4
+            dy = dy.contiguous(
+                memory_format=torch.channels_last if dense else torch.contiguous_format
+            )
+        mask = [True, weight is not None, saved.bias_dtype is not None]
+        dx, dweight, dbias = torch.ops.aten._batch_norm_impl_index_backward(
+            saved.library, x, dy, weight, saved.running_mean, saved.running_var, saved.mean,
+            saved.rstd, saved.batch_statistics, self.eps, mask, saved.reserve,
+        )  # fmt: skip
+        return dx, dweight, dbias

@@ -1,0 +1,8 @@
+"""Every built-in normalizer, as lazy registrations. No torch here."""
+
+from __future__ import annotations
+
+from sbnbench.model import Normalizer
+from sbnbench_kernels.catalog import grouped, sampled
+
+NORMALIZERS: tuple[Normalizer, ...] = sampled.NORMALIZERS + grouped.NORMALIZERS

@@ -1,0 +1,1 @@
+"""The readable reference: explicit forward and backward in plain PyTorch operators."""

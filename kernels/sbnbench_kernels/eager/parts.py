@@ -1,0 +1,38 @@
+"""Reading and writing the sampled part of a tensor (N, C, *spatial), of any strides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sbnbench_kernels.samplers import Elements
+from sbnbench_kernels.sampling import Box
+
+
+def take(part: Box | Elements, t: Tensor) -> Tensor:
+    """The part's values, channels in dimension 1: a view of whole rows, else a copy."""
+    if isinstance(part, Box) and part.corners is None:
+        return t.narrow(0, part.start, part.count)
+    view, index = _indexed(part, t)
+    return view[index]
+
+
+def put(part: Box | Elements, t: Tensor, values: Tensor) -> None:
+    """Writes `values`, shaped as `take` gives them, over the part."""
+    if isinstance(part, Box) and part.corners is None:
+        t.narrow(0, part.start, part.count).copy_(values)
+        return
+    view, index = _indexed(part, t)
+    view[index] = values
+
+
+def _indexed(part: Box | Elements, t: Tensor) -> tuple[Tensor, tuple[Tensor | slice, ...]]:
+    if isinstance(part, Elements):
+        row, *place = torch.unravel_index(part.positions, (t.shape[0], *t.shape[2:]))
+        return t, (row, slice(None), *place)
+    assert part.corners is not None
+    windows = t.narrow(0, part.start, part.count)
+    for dim, size in enumerate(part.patch, start=2):
+        windows = windows.unfold(dim, size, 1)
+    row = torch.arange(part.count, device=t.device)
+    return windows, (row, slice(None), *part.corners.unbind(1))
