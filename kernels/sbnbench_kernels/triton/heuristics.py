@@ -50,9 +50,12 @@ class Heuristics:
     """Tiles a part holds at least: below that the final merge over lanes is the work."""
     row_bytes: int = 64
     """Channels-last: bytes of channels side by side in a tile: two sectors of DRAM."""
-    fused: int = 8192
-    """Values of all rows of a tile of channels up to which one program keeps them in registers
-    and one launch does everything: 32 a lane at 8 warps."""
+    resident: int = 4096
+    """Values of a tile that one program keeps in registers from the statistics to the result: 16
+    a lane at 8 warps, which leaves room for two tensors in the backward."""
+    fused: int = 16384
+    """Values a channel up to which one program passes twice over its channels: a program moves
+    about 20 GB/s, so it takes the 4 µs that two more launches would cost."""
     vectors: int = 256
     """Vectors a program of an element-wise pass: two a thread at 4 warps, so that two
     independent 16-byte loads are in flight."""
@@ -109,3 +112,29 @@ def finish_launch(channels: int, parts: int, h: Heuristics = DEFAULT) -> tuple[i
     latency-bound and wants programs."""
     block = min(power_of_two(channels), 32)
     return min(power_of_two(parts), max(1, h.finish_tile // block)), block
+
+
+@dataclass(frozen=True)
+class FusedLaunch:
+    """One launch for everything: tiles of `values` × `channels`; `resident` where one tile is
+    all that a program has."""
+
+    values: int
+    channels: int
+    resident: bool
+    num_warps: int
+
+
+def fused_launch(
+    layout: Layout, seg_len: int, whole: bool, h: Heuristics = DEFAULT
+) -> FusedLaunch | None:
+    """For segments of `seg_len` values a channel, all of them sampled where `whole`; None where
+    several launches are the better choice."""
+    reduce = reduce_launch(layout, seg_len, h=h)
+    values = power_of_two(seg_len)
+    channels = reduce.channels
+    if whole and values * channels <= h.resident:
+        return FusedLaunch(values, channels, True, warps(values * channels, 16))
+    if seg_len <= h.fused:
+        return FusedLaunch(reduce.values, channels, False, reduce.num_warps)
+    return None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sbnbench.errors import NotApplicable, Unavailable
 from sbnbench_kernels.triton import interpreted, missing, too_old
+from sbnbench_kernels.triton.launching import is_recording
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_SAMPLE = 2**31 - 2**16
@@ -55,7 +56,7 @@ class Layout:
 
 def check(x: Tensor) -> None:
     """Unavailable where the kernels cannot run on x's device, NotApplicable for its dtype/shape."""
-    if not interpreted():
+    if not interpreted() and not is_recording():
         reason = missing()
         if reason is None and not x.is_cuda:
             reason = (

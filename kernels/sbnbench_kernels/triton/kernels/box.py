@@ -67,12 +67,14 @@ def relu_gradient(dy, value, y, at, inside, scale, shift, RELU: tl.constexpr, Y:
 
 @triton.jit
 def part_gradients(
-    x, dy, y, dx, c, mean, rstd, weight, scale, shift, first, n, channels, map_size, start, index,
+    x, dy, y, dx, dresidual, c, mean, rstd, weight, scale, shift, first, n, channels, map_size, start, index,
     index_rows, index_dims, period, map_h, map_w, patch_h, patch_w, KIND: tl.constexpr,
     NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr, Y: tl.constexpr,
-    WRITE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
+    WRITE: tl.constexpr, DRESIDUAL: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr,
+    CB: tl.constexpr,
 ):  # fmt: skip
-    """Σ dy and Σ dy·x̂ [CB] over a part of a box; with WRITE also dx = dy·γ/σ there."""
+    """Σ dy and Σ dy·x̂ [CB] over a part of a box; with WRITE also dx = dy·γ/σ there, and with
+    DRESIDUAL the gradient of a residual."""
     lane = tl.arange(0, E)
     sum_g = tl.zeros((E, CB), tl.float32)
     sum_gx = tl.zeros((E, CB), tl.float32)
@@ -92,6 +94,8 @@ def part_gradients(
         sum_gx += tl.where(inside, g * (value - mean[None, :]), 0.0)
         if WRITE:
             tl.store(dx + at, (g * scale[None, :]).to(dx.dtype.element_ty), mask=inside)
+        if DRESIDUAL:
+            tl.store(dresidual + at, g.to(dresidual.dtype.element_ty), mask=inside)
     return tl.sum(sum_g, axis=0), tl.sum(sum_gx, axis=0) * rstd
 
 
@@ -113,16 +117,17 @@ def channel_statistics(mean, rstd, weight, bias, stats_at, c, live, WEIGHT: tl.c
 
 @triton.jit(do_not_specialize=["start"], do_not_specialize_on_alignment=["index"])
 def box_gradients(
-    x, dy, y, dx, index, mean, rstd, weight, bias, sums_g, sums_gx, outer, inner_units, start,
-    total, seg_len, subs, sub_len, index_rows, index_dims, period, map_h, map_w, patch_h, patch_w,
+    x, dy, y, dx, dresidual, index, mean, rstd, weight, bias, sums_g, sums_gx, outer, inner_units,
+    start, total, seg_len, subs, sub_len, index_rows, index_dims, period, map_h, map_w, patch_h, patch_w,
     KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, Y: tl.constexpr,
-    WRITE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
+    WRITE: tl.constexpr, DRESIDUAL: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr,
+    CB: tl.constexpr,
 ):  # fmt: skip
     """Σ dy and Σ dy·x̂ of every part of a box, into tables (parts, C).
 
     SEGMENTED takes μ and 1/σ from row `segment` of their tables. WRITE, for the detached mode,
-    also writes dx = dy·γ/σ in the same pass.
+    also writes dx = dy·γ/σ (and with DRESIDUAL the residual's gradient) in the same pass.
     """
     channels = inner_units * UNIT if CHANNELS_LAST else outer
     map_size = outer if CHANNELS_LAST else inner_units * UNIT
@@ -138,9 +143,9 @@ def box_gradients(
         mean, rstd, weight, bias, stats_at, c, live, WEIGHT, BIAS
     )
     g, gx = part_gradients(
-        x, dy, y, dx, c, m, r, w, scale, shift, first, n, channels, map_size, start, index,
+        x, dy, y, dx, dresidual, c, m, r, w, scale, shift, first, n, channels, map_size, start, index,
         index_rows, index_dims, period, map_h, map_w, patch_h, patch_w, KIND, NDIM, CHANNELS_LAST,
-        RELU, Y, WRITE, E_UNIT, E, CB,
+        RELU, Y, WRITE, DRESIDUAL, E_UNIT, E, CB,
     )  # fmt: skip
     at = part.to(tl.int64) * channels + c
     tl.store(sums_g + at, g, mask=live)
@@ -149,11 +154,11 @@ def box_gradients(
 
 @triton.jit
 def box_scatter(
-    x, dy, y, dx, index, slope, lift, constant, outer, inner_units, total, mean, rstd, weight,
-    bias, CHANNELS_LAST: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
+    x, dy, y, dx, index, slope, lift, constant, omega, outer, inner_units, total, mean, rstd,
+    weight, bias, CHANNELS_LAST: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
     RELU: tl.constexpr, Y: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """dx = γ/σ·g + lift·x + constant at single positions, each of which occurs once."""
+    """dx = slope·g + ω·(lift·x + constant) at single positions, each of which occurs once."""
     channels = inner_units * UNIT if CHANNELS_LAST else outer
     map_size = outer if CHANNELS_LAST else inner_units * UNIT
     blocks = tl.cdiv(channels, CB)
@@ -173,4 +178,4 @@ def box_scatter(
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
     g = relu_gradient(g, value, y, at, inside, scale[None, :], shift[None, :], RELU, Y)
-    tl.store(dx + at, (a * g + b * value + d).to(dx.dtype.element_ty), mask=inside)
+    tl.store(dx + at, (a * g + omega * (b * value + d)).to(dx.dtype.element_ty), mask=inside)

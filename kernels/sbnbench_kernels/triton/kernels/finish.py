@@ -54,6 +54,18 @@ def update(running, value, factor, c, live):
 
 
 @triton.jit
+def scale_shift(mean, rstd, weight, bias, c, live, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
+    """Scale γ/σ and shift b − μγ/σ of channels c."""
+    scale = rstd
+    if WEIGHT:
+        scale = rstd * tl.load(weight + c, mask=live, other=0.0).to(tl.float32)
+    shift = -mean * scale
+    if BIAS:
+        shift += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
+    return scale, shift
+
+
+@triton.jit
 def coefficients(
     mean, var, weight, bias, running_mean, running_var, means, rstds, scales, shifts, c, live, eps,
     factor, correction, WEIGHT: tl.constexpr, BIAS: tl.constexpr, RUNNING: tl.constexpr,
@@ -61,12 +73,7 @@ def coefficients(
 ):  # fmt: skip
     """scale γ/σ and shift b − μγ/σ; updates and stores what a training forward leaves behind."""
     rstd = tl.rsqrt(var + eps)
-    scale = rstd
-    if WEIGHT:
-        scale = rstd * tl.load(weight + c, mask=live, other=0.0).to(tl.float32)
-    shift = -mean * scale
-    if BIAS:
-        shift = tl.load(bias + c, mask=live, other=0.0).to(tl.float32) - mean * scale
+    scale, shift = scale_shift(mean, rstd, weight, bias, c, live, WEIGHT, BIAS)
     if RUNNING:
         update(running_mean, mean, factor, c, live)
         update(running_var, var * correction, factor, c, live)
@@ -141,12 +148,12 @@ def slopes(mean, rstd, gamma, g, gx):
 
 @triton.jit
 def finish_gradients(
-    sums_g, sums_gx, other_sums_g, other_sums_gx, mean, rstd, weight, dweight, dbias, slope_out,
-    lift_out, constant_out, channels, parts, other_parts, omega, other_omega, extent,
+    sums_g, sums_gx, other_sums_g, other_sums_gx, mean, rstd, weight, bias, dweight, dbias,
+    slope_out, lift_out, constant_out, shift_out, channels, parts, other_parts, omega, other_omega, extent,
     other_extent, MODE: tl.constexpr, MIXED: tl.constexpr, WHOLE_BOX: tl.constexpr,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """dγ, db, and dx's coefficients, from the gradient sums of one or two shares of a sample.
+    """dγ, db, dx's coefficients and the forward's shift, from the gradient sums of one or two shares of a sample.
 
     `omega` weighs each value of a share. In `sampled` the sums are the sample's: means come from
     ω, and dγ, db from `extent`, what a share stands for over what it holds. In `exact` they are
@@ -178,6 +185,8 @@ def finish_gradients(
     if BIAS:
         tl.store(dbias + c, db.to(dbias.dtype.element_ty), mask=live)
     slope, lift, constant = slopes(m, r, gamma, g, gx)
+    _, shift = scale_shift(m, r, weight, bias, c, live, WEIGHT, BIAS)
+    tl.store(shift_out + c, shift, mask=live)
     tl.store(slope_out + c, slope, mask=live)
     tl.store(lift_out + c, lift, mask=live)
     tl.store(constant_out + c, constant, mask=live)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .box import channel_statistics, part_gradients, relu_gradient
-from .finish import coefficients, mixed, slopes
+from .finish import coefficients, mixed, scale_shift, slopes
 from .tiles import EXACT, SAMPLED, locate, member, merge_lanes, offsets, part_moments
 
 
@@ -105,10 +105,9 @@ def fused_forward(
         tl.store(means + stats, mean, mask=live)
         tl.store(variances + stats, var, mask=live)
         tl.store(rstds + stats, rstd, mask=live)
-        _, _, _, scale, shift = channel_statistics(
-            means, rstds, weight, bias, stats, c, live, WEIGHT and not GROUPED,
-            BIAS and not GROUPED,
-        )  # fmt: skip
+        scale, shift = scale_shift(
+            mean, rstd, weight, bias, c, live, WEIGHT and not GROUPED, BIAS and not GROUPED
+        )
     else:
         tl.store(variances + c, var, mask=live)
         scale, shift = coefficients(
@@ -189,14 +188,14 @@ def fused_backward(
     if MODE == SAMPLED:
         sum_n = tl.multiple_of(total, BOX_UNIT)
         g, gx = part_gradients(
-            x, dy, y, dx, c, m, r, w, scale, shift, zero, sum_n, channels, map_size, start, index,
+            x, dy, y, dx, dresidual, c, m, r, w, scale, shift, zero, sum_n, channels, map_size, start, index,
             index_rows, index_dims, period, map_h, map_w, patch_h, patch_w, KIND, NDIM,
-            CHANNELS_LAST, RELU, READ_Y, False, BOX_UNIT, E, CB,
+            CHANNELS_LAST, RELU, READ_Y, False, False, BOX_UNIT, E, CB,
         )  # fmt: skip
     else:
         g, gx = part_gradients(
-            x, dy, y, dx, c, m, r, w, scale, shift, first, n, channels, map_size, 0, x, 0, 0,
-            map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False, E_UNIT, E, CB,
+            x, dy, y, dx, dresidual, c, m, r, w, scale, shift, first, n, channels, map_size, 0, x, 0, 0,
+            map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False, False, E_UNIT, E, CB,
         )  # fmt: skip
     db = g * extent
     dw = gx * extent
@@ -206,8 +205,8 @@ def fused_backward(
     if MODE == SAMPLED and MIXED:
         other_n = tl.multiple_of(other_total, E_UNIT)
         other_g, other_gx = part_gradients(
-            x, dy, y, dx, c, m, r, w, scale, shift, zero, other_n, channels, map_size, other_start,
-            x, 0, 0, map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False, E_UNIT, E,
+            x, dy, y, dx, dresidual, c, m, r, w, scale, shift, zero, other_n, channels, map_size, other_start,
+            x, 0, 0, map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False, False, E_UNIT, E,
             CB,
         )  # fmt: skip
         db += other_g * other_extent
