@@ -75,7 +75,7 @@ def _sums(
     """Σ dy and Σ dy·x̂ (2, parts, C); writes dx = dy·γ/σ (and dresidual) where `out` is given."""
     x = given.x
     dx, dresidual = (out.dx, out.dresidual) if out else (None, None)
-    cut = heuristics.reduce_launch(layout, b.total)
+    cut = heuristics.reduce_launch(layout, b.total, scattered=b.kind != KIND["whole"])
     table = torch.empty((2, cut.subs, layout.channels), dtype=torch.float32, device=x.device)
     blocks = math.ceil(layout.channels / cut.channels)
     launch(box.box_gradients, cut.subs * blocks, cut.num_warps,
@@ -107,7 +107,8 @@ def _fused(
         **b.located(), **order(layout), MODE=MODE[mode], PARTIAL=not whole,
         MIXED=len(sample) == 2, SEGMENTED=False, WEIGHT=given.weight is not None,
         BIAS=given.bias is not None, RELU=fusion.relu, READ_Y=given.y is not None,
-        DRESIDUAL=out.dresidual is not None, E=cut.values, CB=cut.channels,
+        DRESIDUAL=out.dresidual is not None, E=cut.values,
+        EB=cut.box_values(b.total, b.kind != KIND["whole"]), CB=cut.channels,
     )  # fmt: skip
     return True
 
@@ -150,7 +151,7 @@ def _split(
     )  # fmt: skip
     if gathered:
         slope, lift, constant, _ = coefficients
-        cut = heuristics.reduce_launch(layout, boxes[0].total)
+        cut = heuristics.reduce_launch(layout, boxes[0].total, scattered=True)
         grid = math.ceil(boxes[0].total / cut.values) * math.ceil(channels / cut.channels)
         launch(box.box_scatter, grid, cut.num_warps,
             x, given.dy, given.y, out.dx, boxes[0].index, slope, lift, constant,

@@ -107,6 +107,7 @@ def order(layout: Layout) -> dict[str, Any]:
         "outer": layout.outer,
         "inner_units": layout.inner_units,
         "CHANNELS_LAST": layout.channels_last,
+        "WIDE": layout.wide,
         "UNIT": layout.unit,
     }
 
@@ -117,7 +118,7 @@ def part_tables(
     """Means and sums of squared deviations (2, parts, C) of a box's parts."""
     seg_len = seg_len or b.total
     segments = math.ceil(b.total / seg_len)
-    cut = heuristics.reduce_launch(layout, seg_len, segments)
+    cut = heuristics.reduce_launch(layout, seg_len, segments, b.kind != KIND["whole"])
     parts = segments * cut.subs
     table = torch.empty((2, parts, layout.channels), dtype=torch.float32, device=x.device)
     blocks = math.ceil(layout.channels / cut.channels)
@@ -226,7 +227,8 @@ def forward(
         factor=factor, correction=correction, group=1, plane=1, **b.located(), **order(layout),
         MIXED=len(sample) == 2, SEGMENTED=False, GROUPED=False, RESIDENT=cut.resident,
         WEIGHT=weight is not None, BIAS=bias is not None, RUNNING=running is not None,
-        RELU=fusion.relu, RESIDUAL=residual is not None, E=cut.values, CB=cut.channels,
+        RELU=fusion.relu, RESIDUAL=residual is not None, E=cut.values,
+        EB=cut.box_values(b.total, b.kind != KIND["whole"]), CB=cut.channels,
     )  # fmt: skip
     return y, Statistics(*out)
 

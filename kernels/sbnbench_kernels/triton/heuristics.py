@@ -43,6 +43,12 @@ class Heuristics:
     tile: int = 2048
     """Values in flight a program of a reduction: 16 a lane at 4 warps, two accumulators each,
     under 100 registers, so that at least 5 programs share a multiprocessor."""
+    narrow: int = 1024
+    """The same where the contiguous size allows no 16-byte accesses: each value of a lane then
+    has an address of its own to hold."""
+    scattered: int = 512
+    """The same where values are not side by side (patches, single positions): 4 a lane, each with
+    addresses of its own to hold."""
     programs: int = 1024
     """Programs that fill every device of today (148 multiprocessors × 6), independent of the
     device so that sums are formed in the same order everywhere."""
@@ -53,9 +59,12 @@ class Heuristics:
     resident: int = 4096
     """Values of a tile that one program keeps in registers from the statistics to the result: 16
     a lane at 8 warps, which leaves room for two tensors in the backward."""
-    fused: int = 16384
-    """Values a channel up to which one program passes twice over its channels: a program moves
-    about 20 GB/s, so it takes the 4 µs that two more launches would cost."""
+    fused: int = 32768
+    """Values of a program's channels up to which it passes twice over them: a program of four
+    warps moves about 20 GB/s, so they cost it the 4 µs or so that two more launches would."""
+    sector: int = 32
+    """Channels-last: bytes of channels side by side of a fused program: a sector of DRAM, the
+    least that is fetched, so that there are as many programs as can be."""
     vectors: int = 256
     """Vectors a program of an element-wise pass: two a thread at 4 warps, so that two
     independent 16-byte loads are in flight."""
@@ -67,7 +76,11 @@ DEFAULT = Heuristics()
 
 
 def reduce_launch(
-    layout: Layout, seg_len: int, segments: int = 1, h: Heuristics = DEFAULT
+    layout: Layout,
+    seg_len: int,
+    segments: int = 1,
+    scattered: bool = False,
+    h: Heuristics = DEFAULT,
 ) -> ReduceLaunch:
     """For `segments` segments of `seg_len` values a channel each.
 
@@ -78,23 +91,23 @@ def reduce_launch(
         channels = min(power_of_two(layout.channels), h.row_bytes // layout.itemsize)
         values = min(power_of_two(seg_len), h.tile // channels)
     else:
-        values = min(power_of_two(seg_len), h.tile)
-        channels = min(power_of_two(layout.channels), max(1, h.tile // 4 // values))
+        tile = h.scattered if scattered else h.tile if layout.vectors else h.narrow
+        values = min(power_of_two(seg_len), tile)
+        channels = min(power_of_two(layout.channels), max(1, tile // 4 // values))
     programs = segments * math.ceil(layout.channels / channels)
     tiles = math.ceil(seg_len / values)
     subs = max(1, min(h.programs // programs, tiles // h.shortest_tiles))
     # Whole tiles a part, so that parts start where vectors do.
     sub_len = math.ceil(tiles / subs) * values if subs > 1 else seg_len
-    return ReduceLaunch(
-        values, channels, math.ceil(seg_len / sub_len), sub_len, warps(values * channels, 16)
-    )
+    num_warps = warps(values * channels, 4 if scattered else 16 if layout.vectors else 8)
+    return ReduceLaunch(values, channels, math.ceil(seg_len / sub_len), sub_len, num_warps)
 
 
 def pass_launch(layout: Layout, h: Heuristics = DEFAULT) -> PassLaunch:
     """Vectors of 16 bytes; the plane mode where a map holds at least a tile of them."""
     width = 16 // layout.itemsize
     vectors = h.vectors
-    aligned = layout.unit % width == 0
+    aligned = layout.vectors
     if aligned and not layout.channels_last and layout.map_size >= vectors * width:
         mode = 0
     else:
@@ -124,17 +137,26 @@ class FusedLaunch:
     resident: bool
     num_warps: int
 
+    def box_values(self, total: int, scattered: bool, h: Heuristics = DEFAULT) -> int:
+        """Values of a tile of a sample of `total` values."""
+        tile = max(1, h.scattered // self.channels) if scattered else self.values
+        return min(tile, power_of_two(total))
+
 
 def fused_launch(
     layout: Layout, seg_len: int, whole: bool, h: Heuristics = DEFAULT
 ) -> FusedLaunch | None:
     """For segments of `seg_len` values a channel, all of them sampled where `whole`; None where
     several launches are the better choice."""
-    reduce = reduce_launch(layout, seg_len, h=h)
-    values = power_of_two(seg_len)
-    channels = reduce.channels
-    if whole and values * channels <= h.resident:
-        return FusedLaunch(values, channels, True, warps(values * channels, 16))
-    if seg_len <= h.fused:
-        return FusedLaunch(reduce.values, channels, False, reduce.num_warps)
-    return None
+    tile = h.tile if layout.vectors else h.narrow
+    if layout.channels_last:
+        channels = min(power_of_two(layout.channels), h.sector // layout.itemsize)
+    else:
+        channels = min(power_of_two(layout.channels), max(1, tile // 4 // power_of_two(seg_len)))
+    resident = whole and power_of_two(seg_len) * channels <= h.resident
+    if not resident and seg_len * channels > h.fused:
+        return None
+    values = power_of_two(seg_len) if resident else min(power_of_two(seg_len), tile // channels)
+    return FusedLaunch(
+        values, channels, resident, warps(values * channels, 16 if layout.vectors else 8)
+    )

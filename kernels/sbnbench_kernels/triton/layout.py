@@ -53,6 +53,16 @@ class Layout:
     def inner_units(self) -> int:
         return self.inner // self.unit
 
+    @property
+    def vectors(self) -> bool:
+        """Whether 16-byte vectors fit into the contiguous axis without remainder."""
+        return self.unit * self.itemsize % 16 == 0
+
+    @property
+    def wide(self) -> bool:
+        """Whether offsets, with a tile's overhang, need 64 bits."""
+        return self.numel > LARGEST_SAMPLE
+
 
 def check(x: Tensor) -> None:
     """Unavailable where the kernels cannot run on x's device, NotApplicable for its dtype/shape."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import locate, offsets, part_moments
+from .tiles import WHOLE, locate, offsets, origin, part_moments
 
 
 @triton.jit
@@ -30,7 +30,8 @@ def part_of(pid, total, seg_len, subs, sub_len, UNIT: tl.constexpr):
 def box_moments(
     x, index, means, m2s, outer, inner_units, start, total, seg_len, subs, sub_len, index_rows,
     index_dims, period, map_h, map_w, patch_h, patch_w, KIND: tl.constexpr, NDIM: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr,
+    CB: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations of every part of a box, into tables (parts, C)."""
     channels = inner_units * UNIT if CHANNELS_LAST else outer
@@ -43,7 +44,7 @@ def box_moments(
     _, first, n = part_of(part, total, seg_len, subs, sub_len, E_UNIT)
     mean, m2 = part_moments(
         x, first, n, c, channels, map_size, start, index, index_rows, index_dims, period, map_h,
-        map_w, patch_h, patch_w, KIND, NDIM, CHANNELS_LAST, E_UNIT, E, CB,
+        map_w, patch_h, patch_w, KIND, NDIM, CHANNELS_LAST, WIDE, E_UNIT, E, CB,
     )  # fmt: skip
     at = part.to(tl.int64) * channels + c
     tl.store(means + at, mean, mask=c < channels)
@@ -70,23 +71,26 @@ def part_gradients(
     x, dy, y, dx, dresidual, c, mean, rstd, weight, scale, shift, first, n, channels, map_size, start, index,
     index_rows, index_dims, period, map_h, map_w, patch_h, patch_w, KIND: tl.constexpr,
     NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr, Y: tl.constexpr,
-    WRITE: tl.constexpr, DRESIDUAL: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr,
-    CB: tl.constexpr,
+    WRITE: tl.constexpr, DRESIDUAL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
+    E: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Σ dy and Σ dy·x̂ [CB] over a part of a box; with WRITE also dx = dy·γ/σ there, and with
     DRESIDUAL the gradient of a residual."""
     lane = tl.arange(0, E)
+    if KIND == WHOLE:
+        period = map_size  # the same number, of which the compiler knows a divisor
+    first_row, rest = origin(first, period, KIND, UNIT)
     sum_g = tl.zeros((E, CB), tl.float32)
     sum_gx = tl.zeros((E, CB), tl.float32)
     live = (c < channels)[None, :]
     for j in range(tl.cdiv(n, E)):
         local = j * E + lane
         row, k = locate(
-            local, first, n, start, index, index_rows, index_dims, period, map_size, map_h, map_w,
-            patch_h, patch_w, KIND, NDIM, UNIT,
+            local, n, first, first_row, rest, index, index_rows, index_dims, period, map_size,
+            map_h, map_w, patch_h, patch_w, KIND, NDIM, WIDE,
         )  # fmt: skip
         inside = (local < n)[:, None] & live
-        at = offsets(row, k, c, channels, map_size, CHANNELS_LAST)
+        at = offsets(start + row, k, c, channels, map_size, CHANNELS_LAST)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
         g = relu_gradient(g, value, y, at, inside, scale[None, :], shift[None, :], RELU, Y)
@@ -121,8 +125,8 @@ def box_gradients(
     start, total, seg_len, subs, sub_len, index_rows, index_dims, period, map_h, map_w, patch_h, patch_w,
     KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, Y: tl.constexpr,
-    WRITE: tl.constexpr, DRESIDUAL: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr,
-    CB: tl.constexpr,
+    WRITE: tl.constexpr, DRESIDUAL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
+    E: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Σ dy and Σ dy·x̂ of every part of a box, into tables (parts, C).
 
@@ -145,7 +149,7 @@ def box_gradients(
     g, gx = part_gradients(
         x, dy, y, dx, dresidual, c, m, r, w, scale, shift, first, n, channels, map_size, start, index,
         index_rows, index_dims, period, map_h, map_w, patch_h, patch_w, KIND, NDIM, CHANNELS_LAST,
-        RELU, Y, WRITE, DRESIDUAL, E_UNIT, E, CB,
+        RELU, Y, WRITE, DRESIDUAL, WIDE, E_UNIT, E, CB,
     )  # fmt: skip
     at = part.to(tl.int64) * channels + c
     tl.store(sums_g + at, g, mask=live)
@@ -156,7 +160,8 @@ def box_gradients(
 def box_scatter(
     x, dy, y, dx, index, slope, lift, constant, omega, outer, inner_units, total, mean, rstd,
     weight, bias, CHANNELS_LAST: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
-    RELU: tl.constexpr, Y: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
+    RELU: tl.constexpr, Y: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr,
+    CB: tl.constexpr,
 ):  # fmt: skip
     """dx = slope·g + ω·(lift·x + constant) at single positions, each of which occurs once."""
     channels = inner_units * UNIT if CHANNELS_LAST else outer
@@ -167,8 +172,12 @@ def box_scatter(
     live = c < channels
     lane = (pid // blocks).to(tl.int64) * E + tl.arange(0, E)
     at = tl.load(index + lane, mask=lane < total, other=0)
+    if not WIDE:
+        at = at.to(tl.int32)
+    row = (at // map_size).to(tl.int64)
+    k = (at % map_size).to(tl.int64)
     inside = (lane < total)[:, None] & live[None, :]
-    at = offsets(at // map_size, at % map_size, c, channels, map_size, CHANNELS_LAST)
+    at = offsets(row, k, c, channels, map_size, CHANNELS_LAST)
     _, _, _, scale, shift = channel_statistics(
         mean, rstd, weight, bias, c, c, live, WEIGHT, BIAS
     )

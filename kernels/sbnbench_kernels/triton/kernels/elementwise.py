@@ -34,12 +34,12 @@ THRESHOLD = tl.constexpr(2)
 @triton.jit
 def addresses(
     numel, outer, inner_units, CHANNELS_LAST: tl.constexpr, MODE: tl.constexpr,
-    EVEN: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
+    EVEN: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """Offsets [R, V] of a tile, which of them exist, and row, channel and map position of each.
 
     Row and channel have the shape in which they differ: () for PLANE, else [R, 1] or [R, V], as
-    has the last result, which says where they exist. EVEN: V divides numel.
+    has the last result, which says where they exist. EVEN: V divides numel. WIDE: offsets need 64 bits.
     """
     inner = inner_units * UNIT
     lane = (tl.arange(0, R) * V)[:, None]
@@ -49,7 +49,8 @@ def addresses(
         chunks = tl.cdiv(inner, R * V)
         plane = pid // chunks
         k = pid % chunks * (R * V) + lane + within
-        at = plane.to(tl.int64) * inner + k
+        base = plane.to(tl.int64) if WIDE else plane
+        at = base * inner + k
         inside = k < inner
         live = plane >= 0
         row = plane // outer
@@ -57,8 +58,8 @@ def addresses(
     else:
         if EVEN:
             numel = tl.multiple_of(numel, V)
-        # 64-bit divisions once a program; the lanes divide in 32 bits.
-        first = pid.to(tl.int64) * (R * V)
+        # Where 64-bit divisions are needed, once a program; the lanes divide in 32 bits.
+        first = (pid.to(tl.int64) if WIDE else pid) * (R * V)
         at = first + (lane + within)
         inside = at < numel
         if CHANNELS_LAST:
@@ -80,7 +81,8 @@ def addresses(
             k = t // inner
             c = t % inner
             if MODE == VECTOR:
-                c = c + within
+                # Known to the compiler of the dividend, but lost in the remainder.
+                c = tl.multiple_of(c, (V, V)) + within
         else:
             plane = first_plane + t // inner
             k = t % inner
@@ -105,12 +107,12 @@ def coefficient(table, entry, live, MODE: tl.constexpr):
 def affine(
     x, residual, y, scales, shifts, thresholds, numel, outer, inner_units, seg_rows,
     CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr, MODE: tl.constexpr, ACT: tl.constexpr,
-    RESIDUAL: tl.constexpr, EVEN: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr,
-    V: tl.constexpr,
+    RESIDUAL: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
+    R: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """y = act(scale·x + shift + residual). SEGMENTED: tables are (segments, C), else (C,)."""
     at, inside, row, c, _, live = addresses(
-        numel, outer, inner_units, CHANNELS_LAST, MODE, EVEN, UNIT, R, V
+        numel, outer, inner_units, CHANNELS_LAST, MODE, EVEN, WIDE, UNIT, R, V
     )
     entry = c
     if SEGMENTED:
@@ -137,7 +139,7 @@ def affine_gradient(
     CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr, MODE: tl.constexpr, ACT: tl.constexpr,
     READ_Y: tl.constexpr, DRESIDUAL: tl.constexpr, LINEAR: tl.constexpr, PARTIAL: tl.constexpr,
     OTHER: tl.constexpr, TWIST: tl.constexpr, KIND: tl.constexpr, NDIM: tl.constexpr,
-    EVEN: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
+    EVEN: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """dx = slope·g + ω·(lift·x + constant) + twist·sgn(x − centre), g = dy behind the activation.
 
@@ -147,7 +149,7 @@ def affine_gradient(
     a residual, its output is read. DRESIDUAL also writes g, the residual's gradient.
     """
     at, inside, row, c, k, live = addresses(
-        numel, outer, inner_units, CHANNELS_LAST, MODE, EVEN, UNIT, R, V
+        numel, outer, inner_units, CHANNELS_LAST, MODE, EVEN, WIDE, UNIT, R, V
     )
     entry = c
     if SEGMENTED:

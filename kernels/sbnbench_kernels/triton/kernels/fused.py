@@ -18,12 +18,12 @@ from .tiles import EXACT, SAMPLED, locate, member, merge_lanes, offsets, part_mo
 
 
 @triton.jit
-def segment_tile(j, n, first, channels, map_size, c, CHANNELS_LAST: tl.constexpr,
-                 UNIT: tl.constexpr, E: tl.constexpr):  # fmt: skip
+def segment_tile(j, n, first_row, channels, map_size, c, CHANNELS_LAST: tl.constexpr,
+                 WIDE: tl.constexpr, E: tl.constexpr):  # fmt: skip
     """Tile j of a segment of whole rows: rows and map positions [E], offsets and mask [E, CB]."""
     local = j * E + tl.arange(0, E)
     row, k = locate(
-        local, first, n, 0, first, 0, 0, map_size, map_size, 1, 1, 1, 1, 0, 1, UNIT
+        local, n, 0, first_row, 0, first_row, 0, 0, map_size, map_size, 1, 1, 1, 1, 0, 1, WIDE
     )
     at = offsets(row, k, c, channels, map_size, CHANNELS_LAST)
     return row, k, at, (local < n)[:, None] & (c < channels)[None, :]
@@ -49,12 +49,14 @@ def fused_forward(
     plane, KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     MIXED: tl.constexpr, SEGMENTED: tl.constexpr, GROUPED: tl.constexpr, RESIDENT: tl.constexpr,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, RUNNING: tl.constexpr, RELU: tl.constexpr,
-    RESIDUAL: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
+    RESIDUAL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr,
+    EB: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Statistics of a sample, running averages, y.
 
     SEGMENTED: each run of `seg_rows` rows by its own statistics, all of them sampled. GROUPED: a
-    "channel" is a group of `group` real ones, of `plane` positions each, with its own γ and b.
+    "channel" is a group of `group` real ones, of `plane` positions each, with its own γ and b. EB: values of a tile of
+    the sample.
     """
     channels = inner_units * UNIT if CHANNELS_LAST else outer
     map_size = outer if CHANNELS_LAST else inner_units * UNIT
@@ -66,16 +68,14 @@ def fused_forward(
     c = pid % blocks * CB + tl.arange(0, CB)
     live = c < channels
     zero = (pid * 0).to(tl.int64)
-    first = zero
+    first_row = zero
     n = rows * map_size
     if SEGMENTED:
-        first = seg.to(tl.int64) * seg_rows * map_size
+        first_row = seg.to(tl.int64) * seg_rows
         n = tl.minimum(seg_rows, rows - seg * seg_rows) * map_size
     n = tl.multiple_of(n, E_UNIT)
     if RESIDENT:
-        _, k, at, inside = segment_tile(
-            0, n, first, channels, map_size, c, CHANNELS_LAST, E_UNIT, E
-        )
+        _, k, at, inside = segment_tile(0, n, first_row, channels, map_size, c, CHANNELS_LAST, WIDE, E)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         counts = (tl.arange(0, E) < n).to(tl.int32)
         mean, m2 = merge_lanes(value, tl.zeros((E, CB), tl.float32), counts, n)
@@ -84,19 +84,19 @@ def fused_forward(
         box_first = zero
         box_n = total
         if SEGMENTED:
-            box_first = first
+            box_first = first_row * map_size
             box_n = n
         box_n = tl.multiple_of(box_n, BOX_UNIT)
         mean, m2 = part_moments(
             x, box_first, box_n, c, channels, map_size, start, index, index_rows, index_dims,
-            period, map_h, map_w, patch_h, patch_w, KIND, NDIM, CHANNELS_LAST, BOX_UNIT, E, CB,
+            period, map_h, map_w, patch_h, patch_w, KIND, NDIM, CHANNELS_LAST, WIDE, BOX_UNIT, EB, CB,
         )  # fmt: skip
         var = m2 / box_n
         if MIXED:
             other_n = tl.multiple_of(other_total, E_UNIT)
             other_mean, other_m2 = part_moments(
                 x, zero, other_n, c, channels, map_size, other_start, x, 0, 0, map_size, 1, 1, 1, 1,
-                0, NDIM, CHANNELS_LAST, E_UNIT, E, CB,
+                0, NDIM, CHANNELS_LAST, WIDE, E_UNIT, E, CB,
             )  # fmt: skip
             mean, var = mixed(mean, var, other_mean, other_m2 / other_n, other_weight)
     if SEGMENTED:
@@ -122,9 +122,7 @@ def fused_forward(
         tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
     else:
         for j in range(tl.cdiv(n, E)):
-            _, k, at, inside = segment_tile(
-                j, n, first, channels, map_size, c, CHANNELS_LAST, E_UNIT, E
-            )
+            _, k, at, inside = segment_tile(j, n, first_row, channels, map_size, c, CHANNELS_LAST, WIDE, E)
             value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
             value = normalized(
                 value, scale, shift, weight, bias, c, k, inside, group, plane, GROUPED, WEIGHT,
@@ -158,7 +156,7 @@ def fused_backward(
     KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, MODE: tl.constexpr,
     PARTIAL: tl.constexpr, MIXED: tl.constexpr, SEGMENTED: tl.constexpr, WEIGHT: tl.constexpr,
     BIAS: tl.constexpr, RELU: tl.constexpr, READ_Y: tl.constexpr, DRESIDUAL: tl.constexpr,
-    UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, EB: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """dγ, db (of each segment with SEGMENTED) and dx. `omega`, `extent`: see finish_gradients;
     PARTIAL: in `exact`, the sample is not everything."""
@@ -172,12 +170,12 @@ def fused_backward(
     c = pid % blocks * CB + tl.arange(0, CB)
     live = c < channels
     zero = (pid * 0).to(tl.int64)
-    first = zero
+    first_row = zero
     n = rows * map_size
     stats_at = c
     weight_of_value = omega
     if SEGMENTED:
-        first = seg.to(tl.int64) * seg_rows * map_size
+        first_row = seg.to(tl.int64) * seg_rows
         n = tl.minimum(seg_rows, rows - seg * seg_rows) * map_size
         stats_at = c + seg.to(tl.int64) * channels
         weight_of_value = 1.0 / n
@@ -190,12 +188,12 @@ def fused_backward(
         g, gx = part_gradients(
             x, dy, y, dx, dresidual, c, m, r, w, scale, shift, zero, sum_n, channels, map_size, start, index,
             index_rows, index_dims, period, map_h, map_w, patch_h, patch_w, KIND, NDIM,
-            CHANNELS_LAST, RELU, READ_Y, False, False, BOX_UNIT, E, CB,
+            CHANNELS_LAST, RELU, READ_Y, False, False, WIDE, BOX_UNIT, EB, CB,
         )  # fmt: skip
     else:
         g, gx = part_gradients(
-            x, dy, y, dx, dresidual, c, m, r, w, scale, shift, first, n, channels, map_size, 0, x, 0, 0,
-            map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False, False, E_UNIT, E, CB,
+            x, dy, y, dx, dresidual, c, m, r, w, scale, shift, first_row * map_size, n, channels, map_size, 0, x, 0, 0,
+            map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False, False, WIDE, E_UNIT, E, CB,
         )  # fmt: skip
     db = g * extent
     dw = gx * extent
@@ -206,7 +204,7 @@ def fused_backward(
         other_n = tl.multiple_of(other_total, E_UNIT)
         other_g, other_gx = part_gradients(
             x, dy, y, dx, dresidual, c, m, r, w, scale, shift, zero, other_n, channels, map_size, other_start,
-            x, 0, 0, map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False, False, E_UNIT, E,
+            x, 0, 0, map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False, False, WIDE, E_UNIT, E,
             CB,
         )  # fmt: skip
         db += other_g * other_extent
@@ -219,9 +217,7 @@ def fused_backward(
         tl.store(dbias + stats_at, db.to(dbias.dtype.element_ty), mask=live)
     slope, lift, constant = slopes(m, r, w, g, gx)
     for j in range(tl.cdiv(n, E)):
-        row, k, at, inside = segment_tile(
-            j, n, first, channels, map_size, c, CHANNELS_LAST, E_UNIT, E
-        )
+        row, k, at, inside = segment_tile(j, n, first_row, channels, map_size, c, CHANNELS_LAST, WIDE, E)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         g_ = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
         g_ = relu_gradient(

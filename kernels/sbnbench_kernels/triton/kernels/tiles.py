@@ -33,27 +33,28 @@ DETACHED = tl.constexpr(2)
 
 @triton.jit
 def locate(
-    local, first, n, start, index, index_rows, index_dims, period, map_size, map_h, map_w,
-    patch_h, patch_w, KIND: tl.constexpr, NDIM: tl.constexpr, UNIT: tl.constexpr,
+    local, n, first, first_row, rest, index, index_rows, index_dims, period, map_size, map_h,
+    map_w, patch_h, patch_w, KIND: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Row and map position (both int64) of the values `first + local` of a box, `local` < n."""
+    """Row and map position (both int64) of the values `first + local` of a box, `local` < n.
+
+    The value `first` is number `rest` of the box's row `first_row`: 64-bit divisions that are
+    done once a program and out of its loop. WIDE: there are 2³¹ positions a channel or more.
+    """
     if KIND == GATHER:
         at = tl.load(index + first + local, mask=local < n, other=0)
-        row = at // map_size
-        k = at % map_size
+        if not WIDE:
+            at = at.to(tl.int32)
+        row = (at // map_size).to(tl.int64)
+        k = (at % map_size).to(tl.int64)
     else:
-        # One 64-bit division a program; the lanes divide in 32 bits.
-        first_row = first // period
-        rest = (first % period).to(tl.int32)
-        if KIND == WHOLE:
-            rest = tl.multiple_of(rest, UNIT)
         t = rest + local
-        r = first_row + t // period
+        row = first_row + t // period
         j = t % period
         if KIND == WHOLE:
             k = j.to(tl.int64)
         else:
-            corner = index + r * index_rows
+            corner = index + row * index_rows
             inside = local < n
             if NDIM == 1:
                 k = tl.load(corner, mask=inside, other=0) + j
@@ -65,8 +66,17 @@ def locate(
                 h = tl.load(corner + index_dims, mask=inside, other=0) + j // patch_w % patch_h
                 w = tl.load(corner + 2 * index_dims, mask=inside, other=0) + j % patch_w
                 k = (d * map_h + h) * map_w + w
-        row = start + r
     return row, k
+
+
+@triton.jit
+def origin(first, period, KIND: tl.constexpr, UNIT: tl.constexpr):
+    """Row of the box in which its value `first` lies, and the value's number in that row."""
+    row = first // period
+    rest = (first % period).to(tl.int32)
+    if KIND == WHOLE:
+        rest = tl.multiple_of(rest, UNIT)
+    return row, rest
 
 
 @triton.jit
@@ -135,21 +145,24 @@ def merge_lanes(mean, m2, counts, n):
 def part_moments(
     x, first, n, c, channels, map_size, start, index, index_rows, index_dims, period, map_h,
     map_w, patch_h, patch_w, KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations [CB] of the values first … first+n−1 of a box."""
     lane = tl.arange(0, E)
+    if KIND == WHOLE:
+        period = map_size  # the same number, of which the compiler knows a divisor
+    first_row, rest = origin(first, period, KIND, UNIT)
     mean = tl.zeros((E, CB), tl.float32)
     m2 = tl.zeros((E, CB), tl.float32)
     live = (c < channels)[None, :]
     for j in range(tl.cdiv(n, E)):
         local = j * E + lane
         row, k = locate(
-            local, first, n, start, index, index_rows, index_dims, period, map_size, map_h, map_w,
-            patch_h, patch_w, KIND, NDIM, UNIT,
+            local, n, first, first_row, rest, index, index_rows, index_dims, period, map_size,
+            map_h, map_w, patch_h, patch_w, KIND, NDIM, WIDE,
         )  # fmt: skip
         inside = (local < n)[:, None] & live
-        at = offsets(row, k, c, channels, map_size, CHANNELS_LAST)
+        at = offsets(start + row, k, c, channels, map_size, CHANNELS_LAST)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         mean, m2 = welford(mean, m2, value, inside, j + 1.0)
     counts = tl.cdiv(tl.maximum(n - lane, 0), E)
