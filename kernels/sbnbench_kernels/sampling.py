@@ -113,7 +113,7 @@ def drawn_step(step: int, redraw: int) -> int:
 
 
 def _generator(seed: int, index: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed & _MASK, index]))
+    return np.random.Generator(np.random.Philox(key=np.array([seed & _MASK, index], np.uint64)))
 
 
 @lru_cache(maxsize=256)
