@@ -80,13 +80,14 @@ def reduce_launch(
     seg_len: int,
     segments: int = 1,
     scattered: bool = False,
-    h: Heuristics = DEFAULT,
+    h: Heuristics | None = None,
 ) -> ReduceLaunch:
     """For `segments` segments of `seg_len` values a channel each.
 
     Tiles follow the contiguous axis; short segments take several channels. A segment is split
     only as far as programs are short of `programs`.
     """
+    h = h or DEFAULT
     if layout.channels_last:
         channels = min(power_of_two(layout.channels), h.row_bytes // layout.itemsize)
         values = min(power_of_two(seg_len), h.tile // channels)
@@ -103,8 +104,9 @@ def reduce_launch(
     return ReduceLaunch(values, channels, math.ceil(seg_len / sub_len), sub_len, num_warps)
 
 
-def pass_launch(layout: Layout, h: Heuristics = DEFAULT) -> PassLaunch:
+def pass_launch(layout: Layout, h: Heuristics | None = None) -> PassLaunch:
     """Vectors of 16 bytes; the plane mode where a map holds at least a tile of them."""
+    h = h or DEFAULT
     width = 16 // layout.itemsize
     vectors = h.vectors
     aligned = layout.vectors
@@ -112,7 +114,7 @@ def pass_launch(layout: Layout, h: Heuristics = DEFAULT) -> PassLaunch:
         mode = 0
     else:
         mode = 1 if aligned else 2
-    return PassLaunch(mode, vectors, width, layout.numel % width == 0, vectors // 64)
+    return PassLaunch(mode, vectors, width, layout.numel % width == 0, max(1, vectors // 64))
 
 
 def warps(values: int, lane: int) -> int:
@@ -120,9 +122,10 @@ def warps(values: int, lane: int) -> int:
     return min(8, max(1, power_of_two(values // (32 * lane))))
 
 
-def finish_launch(channels: int, parts: int, h: Heuristics = DEFAULT) -> tuple[int, int]:
+def finish_launch(channels: int, parts: int, h: Heuristics | None = None) -> tuple[int, int]:
     """(rows, channels) of a tile over a table of parts. Few channels a program: merging is
     latency-bound and wants programs."""
+    h = h or DEFAULT
     block = min(power_of_two(channels), 32)
     return min(power_of_two(parts), max(1, h.finish_tile // block)), block
 
@@ -137,17 +140,19 @@ class FusedLaunch:
     resident: bool
     num_warps: int
 
-    def box_values(self, total: int, scattered: bool, h: Heuristics = DEFAULT) -> int:
+    def box_values(self, total: int, scattered: bool, h: Heuristics | None = None) -> int:
         """Values of a tile of a sample of `total` values."""
+        h = h or DEFAULT
         tile = max(1, h.scattered // self.channels) if scattered else self.values
         return min(tile, power_of_two(total))
 
 
 def fused_launch(
-    layout: Layout, seg_len: int, whole: bool, h: Heuristics = DEFAULT
+    layout: Layout, seg_len: int, whole: bool, h: Heuristics | None = None
 ) -> FusedLaunch | None:
     """For segments of `seg_len` values a channel, all of them sampled where `whole`; None where
     several launches are the better choice."""
+    h = h or DEFAULT
     tile = h.tile if layout.vectors else h.narrow
     if layout.channels_last:
         channels = min(power_of_two(layout.channels), h.sector // layout.itemsize)
