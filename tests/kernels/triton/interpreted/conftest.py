@@ -13,12 +13,12 @@ CHOICES = {
     "usual": heuristics.Heuristics(),
     # Several launches, several parts a segment, several tiles a part, tails everywhere.
     "split": heuristics.Heuristics(
-        tile=64, narrow=32, scattered=16, programs=24, shortest_tiles=1, row_bytes=16, resident=0,
-        fused=0, vectors=8, finish_tile=16,
+        tile=256, narrow=128, scattered=64, programs=12, shortest_tiles=1, row_bytes=16,
+        resident=0, fused=0, vectors=64, finish_tile=16,
     ),
     # One launch that passes twice over its channels.
     "looped": heuristics.Heuristics(
-        tile=64, narrow=32, scattered=16, resident=0, fused=10**9, sector=16, vectors=8
+        tile=256, narrow=128, scattered=64, resident=0, fused=10**9, sector=16
     ),
 }  # fmt: skip
 
@@ -34,6 +34,6 @@ def _uninitialised_memory_is_nan() -> Iterator[None]:
 
 @pytest.fixture(params=CHOICES)
 def choice(request, monkeypatch) -> str:
-    """Each set of launch choices in turn."""
+    """Each set of launch choices in turn, or the one that a test names."""
     monkeypatch.setattr(heuristics, "DEFAULT", CHOICES[request.param])
     return request.param
