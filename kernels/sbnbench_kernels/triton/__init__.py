@@ -23,6 +23,10 @@ OPS = {
     "VirtualDataset": "box_ops",
     "BatchSamplingVirtual": "box_ops",
     "FeatureSamplingVirtual": "box_ops",
+    "GroupNorm": "segment_ops",
+    "LayerNorm": "segment_ops",
+    "InstanceNorm": "segment_ops",
+    "GhostBatchNorm": "segment_ops",
 }
 """Each op and the module of this package that has it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,23 +70,32 @@ def backward(
     return out
 
 
-def _sums(
-    given: Given, layout: Layout, b: BoxArguments, fusion: Fusion, out: Gradients | None = None
-) -> Tensor:
-    """Σ dy and Σ dy·x̂ (2, parts, C); writes dx = dy·γ/σ (and dresidual) where `out` is given."""
+def gradient_tables(
+    given: Given, layout: Layout, b: BoxArguments, fusion: Fusion = Fusion(),
+    out: Gradients | None = None, seg_len: int | None = None, group: int = 1,
+) -> tuple[Tensor, heuristics.ReduceLaunch]:  # fmt: skip
+    """Σ dy and Σ dy·x̂ (2, parts, C); writes dx = dy·γ/σ (and dresidual) where `out` is given.
+
+    With `seg_len`, segments of so many values a channel have their own statistics, which `group`
+    channels share.
+    """
     x = given.x
     dx, dresidual = (out.dx, out.dresidual) if out else (None, None)
-    cut = heuristics.reduce_launch(layout, b.total, scattered=b.kind != KIND["whole"])
-    table = torch.empty((2, cut.subs, layout.channels), dtype=torch.float32, device=x.device)
+    segments = math.ceil(b.total / seg_len) if seg_len else 1
+    cut = heuristics.reduce_launch(
+        layout, seg_len or b.total, segments, scattered=b.kind != KIND["whole"]
+    )
+    parts = segments * cut.subs
+    table = torch.empty((2, parts, layout.channels), dtype=torch.float32, device=x.device)
     blocks = math.ceil(layout.channels / cut.channels)
-    launch(box.box_gradients, cut.subs * blocks, cut.num_warps,
+    launch(box.box_gradients, parts * blocks, cut.num_warps,
         x, given.dy, given.y, dx, dresidual, b.index, given.mean, given.rstd, given.weight, given.bias,
-        table[0], table[1], total=b.total, seg_len=b.total, subs=cut.subs,
-        sub_len=cut.sub_len, **b.located(), **order(layout), SEGMENTED=False,
+        table[0], table[1], total=b.total, seg_len=seg_len or b.total, subs=cut.subs, group=group,
+        sub_len=cut.sub_len, **b.located(), **order(layout), SEGMENTED=seg_len is not None,
         WEIGHT=given.weight is not None, BIAS=given.bias is not None, RELU=fusion.relu,
         Y=given.y is not None, WRITE=dx is not None, DRESIDUAL=dresidual is not None, E=cut.values, CB=cut.channels,
     )  # fmt: skip
-    return table
+    return table, cut
 
 
 def _fused(
@@ -105,7 +115,7 @@ def _fused(
         total=b.total, patch_d=b.patch_d, omega=omega, extent=extent, other_start=other.start,
         other_total=other.total, other_omega=other_omega, other_extent=other_extent,
         **b.located(), **order(layout), MODE=MODE[mode], PARTIAL=not whole,
-        MIXED=len(sample) == 2, SEGMENTED=False, WEIGHT=given.weight is not None,
+        MIXED=len(sample) == 2, SEGMENTED=False, SUMS=False, WEIGHT=given.weight is not None,
         BIAS=given.bias is not None, RELU=fusion.relu, READ_Y=given.y is not None,
         DRESIDUAL=out.dresidual is not None, E=cut.values,
         EB=cut.box_values(b.total, b.kind != KIND["whole"]), CB=cut.channels,
@@ -130,9 +140,9 @@ def _split(
     x, channels = given.x, layout.channels
     boxes = [box_arguments(s, layout) for s in sample]
     if mode == "sampled":
-        tables = [_sums(given, layout, b, fusion) for b in boxes]
+        tables = [gradient_tables(given, layout, b, fusion)[0] for b in boxes]
     else:
-        tables = [_sums(given, layout, everything(layout), fusion)]
+        tables = [gradient_tables(given, layout, everything(layout), fusion)[0]]
     table, other = tables[0], tables[-1]
     omega, extent, other_omega, other_extent = _shares(sample, mode)
     coefficients = torch.empty((4, channels), dtype=torch.float32, device=x.device)
@@ -145,7 +155,7 @@ def _split(
     )  # fmt: skip
     partial = mode == "exact" and not whole
     gathered = partial and isinstance(sample[0].part, Elements)
-    _dx_pass(
+    dx_pass(
         given, layout, coefficients, out, fusion,
         boxes if partial and not gathered else [], omega, other_omega, linear=not gathered,
     )  # fmt: skip
@@ -162,32 +172,44 @@ def _split(
     )  # fmt: skip
 
 
-def _dx_pass(
-    given: Given, layout: Layout, coefficients: Tensor, out: Gradients, fusion: Fusion,
-    boxes: list[BoxArguments], omega: float, other_omega: float, linear: bool,
+def dx_pass(
+    given: Given, layout: Layout, coefficients: Sequence[Tensor | None], out: Gradients,
+    fusion: Fusion = Fusion(), boxes: Sequence[BoxArguments] = (), omega: float = 1.0,
+    other_omega: float = 0.0, linear: bool = True, seg_rows: int = 0,
+    twist: tuple[Tensor, Tensor] | None = None,
 ) -> None:  # fmt: skip
+    """dx from slope, lift, constant and shift: see elementwise.affine_gradient. Tables are (C,), or
+    (segments, C) with `seg_rows`; `twist` is the factor of sgn(x − centre), and the centre."""
     slope, lift, constant, shift = coefficients
     p = heuristics.pass_launch(layout)
     b = boxes[0] if boxes else everything(layout)
     other = boxes[-1] if len(boxes) == 2 else b
     launch(elementwise.affine_gradient, pass_grid(layout, p), p.num_warps,
         given.x, given.dy, given.y, out.dx, out.dresidual, b.index, slope, lift, constant, shift,
-        None, None, None, layout.numel, seg_rows=0, start=b.start, rows=b.rows,
+        *(twist or (None, None)), layout.numel, seg_rows=seg_rows, start=b.start, rows=b.rows,
         index_rows=b.index_rows, index_dims=b.index_dims, map_h=b.map_h, map_w=b.map_w,
         patch_d=b.patch_d, patch_h=b.patch_h, patch_w=b.patch_w, omega=omega,
         other_start=other.start, other_rows=other.rows, other_omega=other_omega,
-        **order(layout), SEGMENTED=False, MODE=p.mode, ACT=int(fusion.relu),
+        **order(layout), SEGMENTED=seg_rows > 0, MODE=p.mode, RELU=fusion.relu,
         READ_Y=given.y is not None, DRESIDUAL=out.dresidual is not None, LINEAR=linear,
-        PARTIAL=bool(boxes), OTHER=len(boxes) == 2, TWIST=False, KIND=b.kind, NDIM=b.ndim,
+        PARTIAL=bool(boxes), OTHER=len(boxes) == 2, TWIST=twist is not None, KIND=b.kind, NDIM=b.ndim,
         EVEN=p.even, R=p.vectors, V=p.width,
     )  # fmt: skip
 
 
 def _detached(given: Given, layout: Layout, out: Gradients, fusion: Fusion) -> None:
     """One pass reads x and dy, and gives dx and the sums that are dγ and db."""
-    table = _sums(given, layout, everything(layout), fusion, out)
-    rows, block = heuristics.finish_launch(layout.channels, table.shape[1])
-    launch(finish.add_columns, math.ceil(layout.channels / block), heuristics.warps(rows * block, 8),
-        table[1], table[0], out.dweight, out.dbias, layout.channels, table.shape[1],
-        HAS_A=out.dweight is not None, HAS_B=out.dbias is not None, P=rows, CB=block,
+    table, _ = gradient_tables(given, layout, everything(layout), fusion, out)
+    add_columns(table, out.dweight, out.dbias)
+
+
+def add_columns(table: Tensor, dweight: Tensor | None, dbias: Tensor | None) -> None:
+    """dγ and db from the tables of Σ dy and Σ dy·x̂ (2, parts, C)."""
+    if dweight is None and dbias is None:
+        return
+    _, parts, channels = table.shape
+    rows, block = heuristics.finish_launch(channels, parts)
+    launch(finish.add_columns, math.ceil(channels / block), heuristics.warps(rows * block, 8),
+        table[1], table[0], dweight, dbias, channels, parts,
+        HAS_A=dweight is not None, HAS_B=dbias is not None, P=rows, CB=block,
     )  # fmt: skip

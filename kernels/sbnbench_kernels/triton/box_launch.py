@@ -171,15 +171,15 @@ def affine_pass(
     fusion: Fusion = Fusion(),
     residual: Tensor | None = None,
     seg_rows: int = 0,
-    threshold: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> Tensor:
-    """y = act(scale·x + shift + residual); scale, shift (C,), or (segments, C) with seg_rows."""
-    y = torch.empty_like(x)
+    """y = act(scale·x + shift + residual), written to `y` where one is given; scale and shift are
+    (C,), or (segments, C) with seg_rows."""
+    y = torch.empty_like(x) if y is None else y
     p = heuristics.pass_launch(layout)
-    act = 1 if fusion.relu else 2 if threshold is not None else 0
     launch(elementwise.affine, pass_grid(layout, p), p.num_warps,
-        x, residual, y, scale, shift, threshold, layout.numel, seg_rows=seg_rows, **order(layout),
-        SEGMENTED=seg_rows > 0, MODE=p.mode, ACT=act, RESIDUAL=residual is not None, EVEN=p.even,
+        x, residual, y, scale, shift, layout.numel, seg_rows=seg_rows, **order(layout),
+        SEGMENTED=seg_rows > 0, MODE=p.mode, RELU=fusion.relu, RESIDUAL=residual is not None, EVEN=p.even,
         R=p.vectors, V=p.width,
     )  # fmt: skip
     return y

@@ -122,15 +122,16 @@ def channel_statistics(mean, rstd, weight, bias, stats_at, c, live, WEIGHT: tl.c
 @triton.jit(do_not_specialize=["start"], do_not_specialize_on_alignment=["index"])
 def box_gradients(
     x, dy, y, dx, dresidual, index, mean, rstd, weight, bias, sums_g, sums_gx, outer, inner_units,
-    start, total, seg_len, subs, sub_len, index_rows, index_dims, period, map_h, map_w, patch_h, patch_w,
-    KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr,
+    start, total, seg_len, subs, sub_len, group, index_rows, index_dims, period, map_h, map_w,
+    patch_h, patch_w, KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, Y: tl.constexpr,
     WRITE: tl.constexpr, DRESIDUAL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
     E: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Σ dy and Σ dy·x̂ of every part of a box, into tables (parts, C).
 
-    SEGMENTED takes μ and 1/σ from row `segment` of their tables. WRITE, for the detached mode,
+    SEGMENTED takes μ and 1/σ from row `segment` of their tables, in which `group` channels share
+    an entry. WRITE, for the detached mode,
     also writes dx = dy·γ/σ (and with DRESIDUAL the residual's gradient) in the same pass.
     """
     channels = inner_units * UNIT if CHANNELS_LAST else outer
@@ -142,7 +143,7 @@ def box_gradients(
     c = pid % blocks * CB + tl.arange(0, CB)
     live = c < channels
     seg, first, n = part_of(part, total, seg_len, subs, sub_len, E_UNIT)
-    stats_at = c + seg.to(tl.int64) * channels if SEGMENTED else c
+    stats_at = seg.to(tl.int64) * (channels // group) + c // group if SEGMENTED else c
     m, r, w, scale, shift = channel_statistics(
         mean, rstd, weight, bias, stats_at, c, live, WEIGHT, BIAS
     )

@@ -23,14 +23,6 @@ PLANE = tl.constexpr(0)
 VECTOR = tl.constexpr(1)
 SINGLE = tl.constexpr(2)
 
-IDENTITY = tl.constexpr(0)
-"""Activations: none;"""
-RELU = tl.constexpr(1)
-"""max(y, 0);"""
-THRESHOLD = tl.constexpr(2)
-"""max(y, τ) with a τ for each channel."""
-
-
 @triton.jit
 def addresses(
     numel, outer, inner_units, CHANNELS_LAST: tl.constexpr, MODE: tl.constexpr,
@@ -105,12 +97,12 @@ def coefficient(table, entry, live, MODE: tl.constexpr):
 
 @triton.jit
 def affine(
-    x, residual, y, scales, shifts, thresholds, numel, outer, inner_units, seg_rows,
-    CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr, MODE: tl.constexpr, ACT: tl.constexpr,
+    x, residual, y, scales, shifts, numel, outer, inner_units, seg_rows,
+    CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr, MODE: tl.constexpr, RELU: tl.constexpr,
     RESIDUAL: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
     R: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """y = act(scale·x + shift + residual). SEGMENTED: tables are (segments, C), else (C,)."""
+    """y = scale·x + shift + residual, behind a ReLU where there is one. SEGMENTED: tables are (segments, C), else (C,)."""
     at, inside, row, c, _, live = addresses(
         numel, outer, inner_units, CHANNELS_LAST, MODE, EVEN, WIDE, UNIT, R, V
     )
@@ -122,10 +114,8 @@ def affine(
     value += coefficient(shifts, entry, live, MODE)
     if RESIDUAL:
         value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    if ACT == RELU:
+    if RELU:
         value = tl.maximum(value, 0.0)
-    if ACT == THRESHOLD:
-        value = tl.maximum(value, coefficient(thresholds, c, live, MODE))
     tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
 
 
@@ -133,19 +123,19 @@ def affine(
     do_not_specialize=["start", "other_start"], do_not_specialize_on_alignment=["index"]
 )
 def affine_gradient(
-    x, dy, y, dx, dresidual, index, slopes, lifts, constants, shifts, thresholds, twists, centres,
+    x, dy, y, dx, dresidual, index, slopes, lifts, constants, shifts, twists, centres,
     numel, outer, inner_units, seg_rows, start, rows, index_rows, index_dims, map_h, map_w,
     patch_d, patch_h, patch_w, omega, other_start, other_rows, other_omega,
-    CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr, MODE: tl.constexpr, ACT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr, MODE: tl.constexpr, RELU: tl.constexpr,
     READ_Y: tl.constexpr, DRESIDUAL: tl.constexpr, LINEAR: tl.constexpr, PARTIAL: tl.constexpr,
     OTHER: tl.constexpr, TWIST: tl.constexpr, KIND: tl.constexpr, NDIM: tl.constexpr,
     EVEN: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """dx = slope·g + ω·(lift·x + constant) + twist·sgn(x − centre), g = dy behind the activation.
+    """dx = slope·g + ω·(lift·x + constant) + twist·sgn(x − centre), g = dy behind the ReLU.
 
     ω is 1, or with PARTIAL the weight of the element's share of the sample: `omega` in the box,
     `other_omega` in the rows from `other_start` (OTHER), 0 elsewhere. Without LINEAR the middle
-    term is absent. What entered the activation is recomputed as slope·x + shift; with READ_Y, for
+    term is absent. What entered the ReLU is recomputed as slope·x + shift; with READ_Y, for
     a residual, its output is read. DRESIDUAL also writes g, the residual's gradient.
     """
     at, inside, row, c, k, live = addresses(
@@ -156,17 +146,14 @@ def affine_gradient(
         entry = row // seg_rows * (inner_units * UNIT if CHANNELS_LAST else outer) + c
     g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
     slope = coefficient(slopes, entry, live, MODE)
-    if LINEAR or TWIST or (ACT != IDENTITY and not READ_Y):
+    if LINEAR or TWIST or (RELU and not READ_Y):
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    if ACT != IDENTITY:
+    if RELU:
         if READ_Y:
             before = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
         else:
             before = value * slope + coefficient(shifts, entry, live, MODE)
-        if ACT == RELU:
-            g = tl.where(before > 0, g, 0.0)
-        else:
-            g = tl.where(before > coefficient(thresholds, c, live, MODE), g, 0.0)
+        g = tl.where(before > 0, g, 0.0)
     if DRESIDUAL:
         tl.store(dresidual + at, g.to(dresidual.dtype.element_ty), mask=inside)
     result = g * slope

@@ -154,11 +154,11 @@ def fused_backward(
     rows, seg_rows, start, total, index_rows, index_dims, period, map_h, map_w, patch_d, patch_h,
     patch_w, omega, extent, other_start, other_total, other_omega, other_extent,
     KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, MODE: tl.constexpr,
-    PARTIAL: tl.constexpr, MIXED: tl.constexpr, SEGMENTED: tl.constexpr, WEIGHT: tl.constexpr,
+    PARTIAL: tl.constexpr, MIXED: tl.constexpr, SEGMENTED: tl.constexpr, SUMS: tl.constexpr, WEIGHT: tl.constexpr,
     BIAS: tl.constexpr, RELU: tl.constexpr, READ_Y: tl.constexpr, DRESIDUAL: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, EB: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """dγ, db (of each segment with SEGMENTED) and dx. `omega`, `extent`: see finish_gradients;
+    """dγ, db (of each segment with SEGMENTED, wanted or not with SUMS) and dx. `omega`, `extent`: see finish_gradients;
     PARTIAL: in `exact`, the sample is not everything."""
     channels = inner_units * UNIT if CHANNELS_LAST else outer
     map_size = outer if CHANNELS_LAST else inner_units * UNIT
@@ -211,9 +211,9 @@ def fused_backward(
         dw += other_gx * other_extent
         g += other_g * other_omega
         gx += other_gx * other_omega
-    if WEIGHT:
+    if WEIGHT or SUMS:
         tl.store(dweight + stats_at, dw.to(dweight.dtype.element_ty), mask=live)
-    if BIAS:
+    if BIAS or SUMS:
         tl.store(dbias + stats_at, db.to(dbias.dtype.element_ty), mask=live)
     slope, lift, constant = slopes(m, r, w, g, gx)
     for j in range(tl.cdiv(n, E)):
