@@ -27,6 +27,10 @@ OPS = {
     "LayerNorm": "segment_ops",
     "InstanceNorm": "segment_ops",
     "GhostBatchNorm": "segment_ops",
+    "BatchRenorm": "channel_ops",
+    "ExtendedBatchNorm": "channel_ops",
+    "L1BatchNorm": "channel_ops",
+    "RangeBatchNorm": "channel_ops",
 }
 """Each op and the module of this package that has it."""
 

@@ -150,7 +150,8 @@ def _split(
     launch(finish.finish_gradients, math.ceil(channels / block), heuristics.warps(rows * block, 8),
         table[0], table[1], other[0], other[1], given.mean, given.rstd, given.weight, given.bias,
         out.dweight, out.dbias, *coefficients, channels, table.shape[1], other.shape[1], omega, other_omega,
-        extent, other_extent, MODE=MODE[mode], MIXED=len(tables) == 2, WHOLE_BOX=whole,
+        extent, other_extent, None, None, MODE=MODE[mode], MIXED=len(tables) == 2, WHOLE_BOX=whole,
+        RENORM=False,
         WEIGHT=given.weight is not None, BIAS=given.bias is not None, P=rows, CB=block,
     )  # fmt: skip
     partial = mode == "exact" and not whole

@@ -150,15 +150,15 @@ def slopes(mean, rstd, gamma, g, gx):
 def finish_gradients(
     sums_g, sums_gx, other_sums_g, other_sums_gx, mean, rstd, weight, bias, dweight, dbias,
     slope_out, lift_out, constant_out, shift_out, channels, parts, other_parts, omega, other_omega, extent,
-    other_extent, MODE: tl.constexpr, MIXED: tl.constexpr, WHOLE_BOX: tl.constexpr,
-    WEIGHT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
+    other_extent, rs, ds, MODE: tl.constexpr, MIXED: tl.constexpr, WHOLE_BOX: tl.constexpr,
+    RENORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """dγ, db, dx's coefficients and the forward's shift, from the gradient sums of one or two shares of a sample.
 
     `omega` weighs each value of a share. In `sampled` the sums are the sample's: means come from
     ω, and dγ, db from `extent`, what a share stands for over what it holds. In `exact` they are
     everything's; ω is applied here where the sample is everything (WHOLE_BOX), else by the pass
-    that knows which elements are in it.
+    that knows which elements are in it. RENORM: x̂ was (x−μ)/σ·r + d.
     """
     c = tl.program_id(0) * CB + tl.arange(0, CB)
     live = c < channels
@@ -179,12 +179,16 @@ def finish_gradients(
     m = tl.load(mean + c, mask=live, other=0.0)
     r = tl.load(rstd + c, mask=live, other=0.0)
     gamma = tl.full(m.shape, 1.0, tl.float32)
+    renorm = gamma
+    if RENORM:
+        renorm = tl.load(rs + c, mask=live, other=0.0)
+        dw = dw * renorm + db * tl.load(ds + c, mask=live, other=0.0)
     if WEIGHT:
         gamma = tl.load(weight + c, mask=live, other=0.0).to(tl.float32)
         tl.store(dweight + c, dw.to(dweight.dtype.element_ty), mask=live)
     if BIAS:
         tl.store(dbias + c, db.to(dbias.dtype.element_ty), mask=live)
-    slope, lift, constant = slopes(m, r, gamma, g, gx)
+    slope, lift, constant = slopes(m, r, gamma * renorm, g, gx)
     _, shift = scale_shift(m, r, weight, bias, c, live, WEIGHT, BIAS)
     tl.store(shift_out + c, shift, mask=live)
     tl.store(slope_out + c, slope, mask=live)
