@@ -31,6 +31,11 @@ OPS = {
     "ExtendedBatchNorm": "channel_ops",
     "L1BatchNorm": "channel_ops",
     "RangeBatchNorm": "channel_ops",
+    "SwitchableNorm": "mixed_ops",
+    "BatchChannelNorm": "mixed_ops",
+    "FilterResponseNorm": "activated_ops",
+    "EvoNormS0": "activated_ops",
+    "EvoNormB0": "activated_ops",
 }
 """Each op and the module of this package that has it."""
 

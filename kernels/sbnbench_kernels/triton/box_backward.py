@@ -19,7 +19,6 @@ from sbnbench_kernels.triton.box_launch import (
     box_arguments,
     everything,
     order,
-    pass_grid,
 )
 from sbnbench_kernels.triton.kernels import box, elementwise, finish, fused
 from sbnbench_kernels.triton.launching import launch
@@ -185,7 +184,7 @@ def dx_pass(
     p = heuristics.pass_launch(layout)
     b = boxes[0] if boxes else everything(layout)
     other = boxes[-1] if len(boxes) == 2 else b
-    launch(elementwise.affine_gradient, pass_grid(layout, p), p.num_warps,
+    launch(elementwise.affine_gradient, p.programs(layout), p.num_warps,
         given.x, given.dy, given.y, out.dx, out.dresidual, b.index, slope, lift, constant, shift,
         *(twist or (None, None)), layout.numel, seg_rows=seg_rows, start=b.start, rows=b.rows,
         index_rows=b.index_rows, index_dims=b.index_dims, map_h=b.map_h, map_w=b.map_w,

@@ -177,20 +177,12 @@ def affine_pass(
     (C,), or (segments, C) with seg_rows."""
     y = torch.empty_like(x) if y is None else y
     p = heuristics.pass_launch(layout)
-    launch(elementwise.affine, pass_grid(layout, p), p.num_warps,
+    launch(elementwise.affine, p.programs(layout), p.num_warps,
         x, residual, y, scale, shift, layout.numel, seg_rows=seg_rows, **order(layout),
         SEGMENTED=seg_rows > 0, MODE=p.mode, RELU=fusion.relu, RESIDUAL=residual is not None, EVEN=p.even,
         R=p.vectors, V=p.width,
     )  # fmt: skip
     return y
-
-
-def pass_grid(layout: Layout, p: heuristics.PassLaunch) -> int:
-    """Programs of an element-wise pass."""
-    tile = p.vectors * p.width
-    if p.mode == 0:
-        return layout.rows * layout.channels * math.ceil(layout.map_size / tile)
-    return math.ceil(layout.numel / tile)
 
 
 def forward(

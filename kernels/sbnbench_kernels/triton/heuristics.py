@@ -4,7 +4,7 @@ is of one program. Nothing is tuned at run time."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sbnbench_kernels.triton.layout import Layout
 
@@ -34,6 +34,13 @@ class PassLaunch:
     width: int
     even: bool
     num_warps: int
+
+    def programs(self, layout: Layout) -> int:
+        """Programs of the pass."""
+        tile = self.vectors * self.width
+        if self.mode == 0:
+            return layout.rows * layout.channels * math.ceil(layout.map_size / tile)
+        return math.ceil(layout.numel / tile)
 
 
 @dataclass(frozen=True)
@@ -80,14 +87,18 @@ def reduce_launch(
     seg_len: int,
     segments: int = 1,
     scattered: bool = False,
+    sums: int = 2,
     h: Heuristics | None = None,
 ) -> ReduceLaunch:
     """For `segments` segments of `seg_len` values a channel each.
 
     Tiles follow the contiguous axis; short segments take several channels. A segment is split
-    only as far as programs are short of `programs`.
+    only as far as programs are short of `programs`. With more than two `sums` a lane holds fewer
+    values.
     """
     h = h or DEFAULT
+    if sums > 2:
+        h = replace(h, tile=max(h.tile // 2, 1), narrow=max(h.narrow // 2, 1))
     if layout.channels_last:
         channels = min(power_of_two(layout.channels), h.row_bytes // layout.itemsize)
         values = min(power_of_two(seg_len), h.tile // channels)
