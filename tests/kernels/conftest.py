@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sbnbench.registry import build, parse_contender
-from sbnbench_kernels.sampling import Box
 from sbnbench_kernels.samplers import Sample
+from sbnbench_kernels.sampling import Box
 
 TOLERANCE = {
     torch.float64: 1e-10,

@@ -49,7 +49,7 @@ def affine_gradients(saved: Saved, dweight: Tensor, dbias: Tensor) -> tuple[Any,
 class FilterResponseNorm(frn.FilterResponseNorm):
     """`frn`. tables: ρ = 1/√(mean x²+ε) (N, C), ε_l."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, state: State
     ) -> tuple[Tensor, Any]:
         check(x)
@@ -86,7 +86,7 @@ class FilterResponseNorm(frn.FilterResponseNorm):
 class EvoNormS0(evonorm.EvoNormS0):
     """`evonorm-s0`. tables: mean and 1/σ of the group, spread to (N, C)."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, state: State
     ) -> tuple[Tensor, Any]:
         check(x)
@@ -97,7 +97,8 @@ class EvoNormS0(evonorm.EvoNormS0):
             )
         x, layout = dense(x)
         v = self._extra(x, state)["v"].float().clone()
-        mean, var = merge(*(self._grouped(t) for t in map_moments(x, layout)), 2)
+        mean, var = map_moments(x, layout)
+        mean, var = merge(self._grouped(mean), self._grouped(var), 2)
         rstd = self._spread((var + self.eps).rsqrt(), x)
         activation = Activation(S0, rstd * filled(weight, x, 1.0), filled(bias, x, 0.0), v)
         state.step += state.training
@@ -119,7 +120,7 @@ class EvoNormS0(evonorm.EvoNormS0):
 class EvoNormB0(evonorm.EvoNormB0):
     """`evonorm-b0`. tables: mean and σ of the batch (C,), of the maps (N, C), fixed or not."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, state: State
     ) -> tuple[Tensor, Any]:
         check(x)
@@ -136,9 +137,7 @@ class EvoNormB0(evonorm.EvoNormB0):
             update_running(only_var, batch_mean, batch_var, bessel(x))
             state.step += 1
         std, batch_std = (var + self.eps).sqrt(), (batch_var + self.eps).sqrt()
-        activation = Activation(
-            B0, std, filled(bias, x, 0.0), v, filled(weight, x, 1.0), batch_std
-        )
+        activation = Activation(B0, std, filled(bias, x, 0.0), v, filled(weight, x, 1.0), batch_std)
         tables = batch_mean, batch_std, mean, std, fixed
         return activation.forward(x, layout), Saved(x, layout, weight, bias, activation, tables)
 

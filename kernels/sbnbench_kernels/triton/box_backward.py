@@ -14,6 +14,7 @@ from sbnbench_kernels.triton import heuristics
 from sbnbench_kernels.triton.box_launch import (
     KIND,
     MODE,
+    NO_FUSION,
     BoxArguments,
     Fusion,
     box_arguments,
@@ -44,9 +45,7 @@ class Gradients(NamedTuple):
     dresidual: Tensor | None
 
 
-def backward(
-    given: Given, layout: Layout, sample: Sample, mode: str, fusion: Fusion
-) -> Gradients:
+def backward(given: Given, layout: Layout, sample: Sample, mode: str, fusion: Fusion) -> Gradients:
     """dx, dγ, db of a forward with the statistics of `sample`; with an empty one, of constants."""
     x, weight, bias = given.x, given.weight, given.bias
     whole = any(s.is_whole(layout.rows) for s in sample)
@@ -70,7 +69,7 @@ def backward(
 
 
 def gradient_tables(
-    given: Given, layout: Layout, b: BoxArguments, fusion: Fusion = Fusion(),
+    given: Given, layout: Layout, b: BoxArguments, fusion: Fusion = NO_FUSION,
     out: Gradients | None = None, seg_len: int | None = None, group: int = 1,
 ) -> tuple[Tensor, heuristics.ReduceLaunch]:  # fmt: skip
     """Σ dy and Σ dy·x̂ (2, parts, C); writes dx = dy·γ/σ (and dresidual) where `out` is given.
@@ -87,12 +86,14 @@ def gradient_tables(
     parts = segments * cut.subs
     table = torch.empty((2, parts, layout.channels), dtype=torch.float32, device=x.device)
     blocks = math.ceil(layout.channels / cut.channels)
-    launch(box.box_gradients, parts * blocks, cut.num_warps,
-        x, given.dy, given.y, dx, dresidual, b.index, given.mean, given.rstd, given.weight, given.bias,
-        table[0], table[1], total=b.total, seg_len=seg_len or b.total, subs=cut.subs, group=group,
-        sub_len=cut.sub_len, **b.located(), **order(layout), SEGMENTED=seg_len is not None,
+    launch(
+        box.box_gradients, parts * blocks, cut.num_warps, x, given.dy, given.y, dx, dresidual,
+        b.place, given.mean, given.rstd, given.weight, given.bias, table[0], table[1],
+        total=b.total, seg_len=seg_len or b.total, subs=cut.subs, group=group, sub_len=cut.sub_len,
+        **b.located(), **order(layout), SEGMENTED=seg_len is not None,
         WEIGHT=given.weight is not None, BIAS=given.bias is not None, RELU=fusion.relu,
-        Y=given.y is not None, WRITE=dx is not None, DRESIDUAL=dresidual is not None, E=cut.values, CB=cut.channels,
+        Y=given.y is not None, WRITE=dx is not None, DRESIDUAL=dresidual is not None, E=cut.values,
+        CB=cut.channels,
     )  # fmt: skip
     return table, cut
 
@@ -102,22 +103,23 @@ def _fused(
     fusion: Fusion,
 ) -> bool:  # fmt: skip
     """The one-launch backward where it applies."""
-    cut = heuristics.fused_launch(layout, layout.rows * layout.map_size, False)
+    located = mode == "exact" and not whole
+    cut = heuristics.fused_launch(layout, layout.rows * layout.map_size, False, located)
     b = box_arguments(sample[0], layout)
     if cut is None or (mode == "exact" and b.kind == KIND["gather"]):
         return False
     other = box_arguments(sample[-1], layout) if len(sample) == 2 else b
     omega, extent, other_omega, other_extent = _shares(sample, mode)
-    launch(fused.fused_backward, math.ceil(layout.channels / cut.channels), cut.num_warps,
-        given.x, given.dy, given.y, out.dx, out.dresidual, b.index, given.mean, given.rstd,
-        given.weight, given.bias, out.dweight, out.dbias, rows=layout.rows, seg_rows=0,
-        total=b.total, patch_d=b.patch_d, omega=omega, extent=extent, other_start=other.start,
-        other_total=other.total, other_omega=other_omega, other_extent=other_extent,
-        **b.located(), **order(layout), MODE=MODE[mode], PARTIAL=not whole,
-        MIXED=len(sample) == 2, SEGMENTED=False, SUMS=False, WEIGHT=given.weight is not None,
-        BIAS=given.bias is not None, RELU=fusion.relu, READ_Y=given.y is not None,
-        DRESIDUAL=out.dresidual is not None, E=cut.values,
-        EB=cut.box_values(b.total, b.kind != KIND["whole"]), CB=cut.channels,
+    launch(
+        fused.fused_backward, math.ceil(layout.channels / cut.channels), cut.num_warps, given.x,
+        given.dy, given.y, out.dx, out.dresidual, b.place, given.mean, given.rstd, given.weight,
+        given.bias, out.dweight, out.dbias, rows=layout.rows, seg_rows=0, total=b.total,
+        patch_d=b.patch_d, omega=omega, extent=extent, other_start=other.start,
+        other_total=other.total, other_omega=other_omega, other_extent=other_extent, **b.located(),
+        **order(layout), MODE=MODE[mode], PARTIAL=not whole, MIXED=len(sample) == 2,
+        SEGMENTED=False, SUMS=False, WEIGHT=given.weight is not None, BIAS=given.bias is not None,
+        RELU=fusion.relu, READ_Y=given.y is not None, DRESIDUAL=out.dresidual is not None,
+        E=cut.values, EB=cut.box_values(b.total, b.kind != KIND["whole"]), CB=cut.channels,
     )  # fmt: skip
     return True
 
@@ -146,35 +148,36 @@ def _split(
     omega, extent, other_omega, other_extent = _shares(sample, mode)
     coefficients = torch.empty((4, channels), dtype=torch.float32, device=x.device)
     rows, block = heuristics.finish_launch(channels, max(table.shape[1], other.shape[1]))
-    launch(finish.finish_gradients, math.ceil(channels / block), heuristics.warps(rows * block, 8),
+    launch(
+        finish.finish_gradients, math.ceil(channels / block), heuristics.warps(rows * block, 8),
         table[0], table[1], other[0], other[1], given.mean, given.rstd, given.weight, given.bias,
-        out.dweight, out.dbias, *coefficients, channels, table.shape[1], other.shape[1], omega, other_omega,
-        extent, other_extent, None, None, MODE=MODE[mode], MIXED=len(tables) == 2, WHOLE_BOX=whole,
-        RENORM=False,
-        WEIGHT=given.weight is not None, BIAS=given.bias is not None, P=rows, CB=block,
+        out.dweight, out.dbias, *coefficients, channels, table.shape[1], other.shape[1], omega,
+        other_omega, extent, other_extent, None, None, MODE=MODE[mode], MIXED=len(tables) == 2,
+        WHOLE_BOX=whole, RENORM=False, WEIGHT=given.weight is not None, BIAS=given.bias is not None,
+        P=rows, CB=block,
     )  # fmt: skip
     partial = mode == "exact" and not whole
     gathered = partial and isinstance(sample[0].part, Elements)
     dx_pass(
-        given, layout, coefficients, out, fusion,
-        boxes if partial and not gathered else [], omega, other_omega, linear=not gathered,
+        given, layout, tuple(coefficients), out, fusion, boxes if partial and not gathered else [],
+        omega, other_omega, linear=not gathered,
     )  # fmt: skip
     if gathered:
         slope, lift, constant, _ = coefficients
         cut = heuristics.reduce_launch(layout, boxes[0].total, scattered=True)
         grid = math.ceil(boxes[0].total / cut.values) * math.ceil(channels / cut.channels)
-        launch(box.box_scatter, grid, cut.num_warps,
-            x, given.dy, given.y, out.dx, boxes[0].index, slope, lift, constant,
-            omega=omega, total=boxes[0].total, mean=given.mean, rstd=given.rstd, weight=given.weight,
-            bias=given.bias, **order(layout), WEIGHT=given.weight is not None,
-            BIAS=given.bias is not None, RELU=fusion.relu, Y=given.y is not None,
-            E=cut.values, CB=cut.channels,
-    )  # fmt: skip
+        launch(
+            box.box_scatter, grid, cut.num_warps, x, given.dy, given.y, out.dx, boxes[0].place,
+            slope, lift, constant, omega=omega, total=boxes[0].total, mean=given.mean,
+            rstd=given.rstd, weight=given.weight, bias=given.bias, **order(layout),
+            WEIGHT=given.weight is not None, BIAS=given.bias is not None, RELU=fusion.relu,
+            Y=given.y is not None, E=cut.values, CB=cut.channels,
+        )  # fmt: skip
 
 
 def dx_pass(
     given: Given, layout: Layout, coefficients: Sequence[Tensor | None], out: Gradients,
-    fusion: Fusion = Fusion(), boxes: Sequence[BoxArguments] = (), omega: float = 1.0,
+    fusion: Fusion = NO_FUSION, boxes: Sequence[BoxArguments] = (), omega: float = 1.0,
     other_omega: float = 0.0, linear: bool = True, seg_rows: int = 0,
     twist: tuple[Tensor, Tensor] | None = None,
 ) -> None:  # fmt: skip
@@ -184,16 +187,16 @@ def dx_pass(
     p = heuristics.pass_launch(layout)
     b = boxes[0] if boxes else everything(layout)
     other = boxes[-1] if len(boxes) == 2 else b
-    launch(elementwise.affine_gradient, p.programs(layout), p.num_warps,
-        given.x, given.dy, given.y, out.dx, out.dresidual, b.index, slope, lift, constant, shift,
-        *(twist or (None, None)), layout.numel, seg_rows=seg_rows, start=b.start, rows=b.rows,
-        index_rows=b.index_rows, index_dims=b.index_dims, map_h=b.map_h, map_w=b.map_w,
-        patch_d=b.patch_d, patch_h=b.patch_h, patch_w=b.patch_w, omega=omega,
-        other_start=other.start, other_rows=other.rows, other_omega=other_omega,
-        **order(layout), SEGMENTED=seg_rows > 0, MODE=p.mode, RELU=fusion.relu,
-        READ_Y=given.y is not None, DRESIDUAL=out.dresidual is not None, LINEAR=linear,
-        PARTIAL=bool(boxes), OTHER=len(boxes) == 2, TWIST=twist is not None, KIND=b.kind, NDIM=b.ndim,
-        EVEN=p.even, R=p.vectors, V=p.width,
+    launch(
+        elementwise.affine_gradient, p.programs(layout), p.num_warps, given.x, given.dy, given.y,
+        out.dx, out.dresidual, b.place, slope, lift, constant, shift, *(twist or (None, None)),
+        layout.numel, seg_rows=seg_rows, start=b.start, rows=b.rows, index_rows=b.index_rows,
+        index_dims=b.index_dims, map_h=b.map_h, map_w=b.map_w, patch_d=b.patch_d, patch_h=b.patch_h,
+        patch_w=b.patch_w, omega=omega, other_start=other.start, other_rows=other.rows,
+        other_omega=other_omega, **order(layout), SEGMENTED=seg_rows > 0, MODE=p.mode,
+        RELU=fusion.relu, READ_Y=given.y is not None, DRESIDUAL=out.dresidual is not None,
+        LINEAR=linear, PARTIAL=bool(boxes), OTHER=len(boxes) == 2, TWIST=twist is not None,
+        KIND=b.kind, NDIM=b.ndim, EVEN=p.even, R=p.vectors, V=p.width,
     )  # fmt: skip
 
 
@@ -209,7 +212,8 @@ def add_columns(table: Tensor, dweight: Tensor | None, dbias: Tensor | None) -> 
         return
     _, parts, channels = table.shape
     rows, block = heuristics.finish_launch(channels, parts)
-    launch(finish.add_columns, math.ceil(channels / block), heuristics.warps(rows * block, 8),
-        table[1], table[0], dweight, dbias, channels, parts,
-        HAS_A=dweight is not None, HAS_B=dbias is not None, P=rows, CB=block,
+    launch(
+        finish.add_columns, math.ceil(channels / block), heuristics.warps(rows * block, 8),
+        table[1], table[0], dweight, dbias, channels, parts, HAS_A=dweight is not None,
+        HAS_B=dbias is not None, P=rows, CB=block,
     )  # fmt: skip

@@ -25,6 +25,9 @@ class Fusion(NamedTuple):
     residual: bool = False
 
 
+NO_FUSION = Fusion()
+
+
 class Statistics(NamedTuple):
     """(C,) each, in float32: μ, biased σ², 1/√(σ²+ε)."""
 
@@ -36,7 +39,8 @@ class Statistics(NamedTuple):
 class BoxArguments(NamedTuple):
     """A share of the sample as kernels take it."""
 
-    index: Tensor | None
+    place: Tensor | None
+    """Corners or positions."""
     start: int
     total: int
     rows: int
@@ -83,11 +87,11 @@ def box_arguments(share: Share, layout: Layout) -> BoxArguments:
             None, part.start, total, part.count, 0, 0, size, map_h, map_w, map_d, map_h, map_w,
             KIND["whole"], 1,
         )  # fmt: skip
-    patch = (1, 1, 1, *part.patch)[-3:]
+    patch_d, patch_h, patch_w = (1, 1, 1, *part.patch)[-3:]
     return BoxArguments(
         part.corners, part.start, share.size, part.count, part.corners.stride(0),
-        part.corners.stride(1), math.prod(patch), map_h, map_w, *patch, KIND["patch"],
-        len(part.patch),
+        part.corners.stride(1), math.prod(part.patch), map_h, map_w, patch_d, patch_h, patch_w,
+        KIND["patch"], len(part.patch),
     )  # fmt: skip
 
 
@@ -122,10 +126,10 @@ def part_tables(
     parts = segments * cut.subs
     table = torch.empty((2, parts, layout.channels), dtype=torch.float32, device=x.device)
     blocks = math.ceil(layout.channels / cut.channels)
-    launch(box.box_moments, parts * blocks, cut.num_warps,
-        x, b.index, table[0], table[1], total=b.total, seg_len=seg_len, subs=cut.subs,
-        sub_len=cut.sub_len, **b.located(), **order(layout), E=cut.values,
-        CB=cut.channels,
+    launch(
+        box.box_moments, parts * blocks, cut.num_warps, x, b.place, table[0], table[1],
+        total=b.total, seg_len=seg_len, subs=cut.subs, sub_len=cut.sub_len, **b.located(),
+        **order(layout), E=cut.values, CB=cut.channels,
     )  # fmt: skip
     return table, cut
 
@@ -152,11 +156,12 @@ def sample_statistics(
         other_weight = sample[1].weight
     out = torch.empty((5, layout.channels), dtype=torch.float32, device=x.device)
     rows, block = heuristics.finish_launch(layout.channels, max(len(table[0]), len(other_table[0])))
-    launch(finish.finish_moments, math.ceil(layout.channels / block), heuristics.warps(rows * block, 8),
-        table[0], table[1], other_table[0], other_table[1], weight, bias,
-        running[0] if running else None, running[1] if running else None, *out, layout.channels,
-        table.shape[1], first.total, cut.sub_len, other_table.shape[1], other.total,
-        other_cut.sub_len, other_weight, eps, factor, correction, MIXED=mixed,
+    launch(
+        finish.finish_moments, math.ceil(layout.channels / block),
+        heuristics.warps(rows * block, 8), table[0], table[1], other_table[0], other_table[1],
+        weight, bias, running[0] if running else None, running[1] if running else None, *out,
+        layout.channels, table.shape[1], first.total, cut.sub_len, other_table.shape[1],
+        other.total, other_cut.sub_len, other_weight, eps, factor, correction, MIXED=mixed,
         WEIGHT=weight is not None, BIAS=bias is not None, RUNNING=running is not None, P=rows,
         CB=block,
     )  # fmt: skip
@@ -168,7 +173,7 @@ def affine_pass(
     layout: Layout,
     scale: Tensor,
     shift: Tensor,
-    fusion: Fusion = Fusion(),
+    fusion: Fusion = NO_FUSION,
     residual: Tensor | None = None,
     seg_rows: int = 0,
     y: Tensor | None = None,
@@ -177,10 +182,10 @@ def affine_pass(
     (C,), or (segments, C) with seg_rows."""
     y = torch.empty_like(x) if y is None else y
     p = heuristics.pass_launch(layout)
-    launch(elementwise.affine, p.programs(layout), p.num_warps,
-        x, residual, y, scale, shift, layout.numel, seg_rows=seg_rows, **order(layout),
-        SEGMENTED=seg_rows > 0, MODE=p.mode, RELU=fusion.relu, RESIDUAL=residual is not None, EVEN=p.even,
-        R=p.vectors, V=p.width,
+    launch(
+        elementwise.affine, p.programs(layout), p.num_warps, x, residual, y, scale, shift,
+        layout.numel, seg_rows=seg_rows, **order(layout), SEGMENTED=seg_rows > 0, MODE=p.mode,
+        RELU=fusion.relu, RESIDUAL=residual is not None, EVEN=p.even, R=p.vectors, V=p.width,
     )  # fmt: skip
     return y
 
@@ -212,11 +217,12 @@ def forward(
     out = torch.empty((3, layout.channels), dtype=torch.float32, device=x.device)
     b = box_arguments(sample[0], layout)
     other = box_arguments(sample[1], layout) if len(sample) == 2 else b
-    launch(fused.fused_forward, math.ceil(layout.channels / cut.channels), cut.num_warps,
-        x, residual, y, b.index, weight, bias, running[0] if running else None,
-        running[1] if running else None, *out, rows=layout.rows, seg_rows=0, total=b.total,
-        other_start=other.start, other_total=other.total, other_weight=sample[-1].weight, eps=eps,
-        factor=factor, correction=correction, group=1, plane=1, **b.located(), **order(layout),
+    launch(
+        fused.fused_forward, math.ceil(layout.channels / cut.channels), cut.num_warps, x, residual,
+        y, b.place, weight, bias, running[0] if running else None, running[1] if running else None,
+        *out, rows=layout.rows, seg_rows=0, total=b.total, other_start=other.start,
+        other_total=other.total, other_weight=sample[-1].weight, eps=eps, factor=factor,
+        correction=correction, group=1, plane=1, **b.located(), **order(layout),
         MIXED=len(sample) == 2, SEGMENTED=False, GROUPED=False, RESIDENT=cut.resident,
         WEIGHT=weight is not None, BIAS=bias is not None, RUNNING=running is not None,
         RELU=fusion.relu, RESIDUAL=residual is not None, E=cut.values,
@@ -236,8 +242,8 @@ def given_statistics(
     """The running statistics, with scale and shift (C,)."""
     out = torch.empty((4, layout.channels), dtype=torch.float32, device=x.device)
     block = min(heuristics.power_of_two(layout.channels), 128)
-    launch(finish.given_moments, math.ceil(layout.channels / block), 1,
-        *running, weight, bias, *out, layout.channels, eps, WEIGHT=weight is not None,
-        BIAS=bias is not None, CB=block,
+    launch(
+        finish.given_moments, math.ceil(layout.channels / block), 1, *running, weight, bias, *out,
+        layout.channels, eps, WEIGHT=weight is not None, BIAS=bias is not None, CB=block,
     )  # fmt: skip
     return Statistics(out[0], running[1], out[1]), out[2], out[3]

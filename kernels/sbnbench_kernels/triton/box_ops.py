@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from sbnbench.errors import InvalidParameter, NotApplicable
@@ -69,8 +68,8 @@ class BoxOp(sampled.SampledNorm):
             else:
                 running = None
             y, stats = box_launch.forward(
-                x, layout, weight, bias, running, sample, self.eps, factor, correction,
-                self.fusion, residual,
+                x, layout, weight, bias, running, sample, self.eps, factor, correction, self.fusion,
+                residual,
             )  # fmt: skip
         else:
             sample = ()

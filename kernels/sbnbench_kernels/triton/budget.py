@@ -14,7 +14,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import triton
-
 from sbnbench_kernels.triton import cases, static
 from sbnbench_kernels.triton.static import KernelReport
 
@@ -35,7 +34,10 @@ def cache_folder() -> Path:
 
 
 def compile_kernel(
-    name: str, arch: str, dtype: str = "bfloat16", format: str = "contiguous"  # noqa: A002
+    name: str,
+    arch: str,
+    dtype: str = "bfloat16",
+    format: str = "contiguous",  # noqa: A002
 ) -> KernelReport:
     """The report of one kernel's variant; `cases.kernels` lists their names."""
     launch = cases.kernels(dtype, format)[name]
@@ -68,7 +70,7 @@ def width(report: KernelReport) -> tuple[int, int, int]:
 
 def problems(entry: Entry, report: KernelReport, budget: dict[str, list[int]]) -> list[str]:
     """What is wrong with a build: spills, local memory, narrow accesses, more than the budget."""
-    name, dtype, format, _ = entry  # noqa: A001
+    name = entry[0]
     found = []
     if report.spills or report.local:
         found.append(f"{report.spills} accesses to {report.local} bytes of local memory")

@@ -110,9 +110,8 @@ def variant(launch: Launch) -> str:
         parts.append(("whole", "patch", "gather")[given["KIND"]])
     if launch.name == "fused_backward" and given["KIND"]:
         parts.append(("exact", "sampled")[given["MODE"]])
-    for flag in ("RESIDENT", "GROUPED", "MIXED", "WRITE", "RELU", "TWIST", "RENORM"):
-        if given.get(flag):
-            parts.append(flag.lower())
+    flags = ("RESIDENT", "GROUPED", "MIXED", "WRITE", "RELU", "TWIST", "RENORM")
+    parts += [flag.lower() for flag in flags if given.get(flag)]
     return ":".join((launch.name, *parts))
 
 

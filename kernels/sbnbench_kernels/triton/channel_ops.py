@@ -118,9 +118,7 @@ class ChannelOp(BatchPeer):
     def _normalize(self, call: Call) -> tuple[Tensor, Saved]: ...
 
     @abstractmethod
-    def _differentiate(
-        self, given: Given, saved: Saved, table: Tensor, out: Gradients
-    ) -> None: ...
+    def _differentiate(self, given: Given, saved: Saved, table: Tensor, out: Gradients) -> None: ...
 
 
 class BatchRenorm(ChannelOp, renorm.BatchRenorm):
@@ -134,11 +132,10 @@ class BatchRenorm(ChannelOp, renorm.BatchRenorm):
         stats, scales = call.rows(4), call.rows(2)
         programs, num_warps, p, block = finish_grid(layout.channels, table.shape[1])
         launch(
-            peers.finish_renorm, programs, num_warps,
-            table[0], table[1], weight, bias, *running, *stats, *scales, layout.channels,
-            table.shape[1], call.values, cut.sub_len, self.eps, call.factor(), rmax, dmax,
-            WEIGHT=weight is not None, BIAS=bias is not None, TRAINING=state.training, P=p,
-            CB=block,
+            peers.finish_renorm, programs, num_warps, table[0], table[1], weight, bias, *running,
+            *stats, *scales, layout.channels, table.shape[1], call.values, cut.sub_len, self.eps,
+            call.factor(), rmax, dmax, WEIGHT=weight is not None, BIAS=bias is not None,
+            TRAINING=state.training, P=p, CB=block,
         )  # fmt: skip
         y = box_launch.affine_pass(x, layout, scales[0], scales[1])
         return y, Saved(x, layout, weight, bias, stats)
@@ -149,12 +146,11 @@ class BatchRenorm(ChannelOp, renorm.BatchRenorm):
         programs, num_warps, p, block = finish_grid(layout.channels, table.shape[1])
         values = layout.rows * layout.map_size
         launch(
-            finish.finish_gradients, programs, num_warps,
-            table[0], table[1], table[0], table[1], mean, rstd, given.weight, given.bias,
-            out.dweight, out.dbias, *coefficients, layout.channels, table.shape[1],
-            table.shape[1], 1 / values, 0.0, 1.0, 0.0, r, d, MODE=0, MIXED=False, WHOLE_BOX=True,
-            RENORM=True, WEIGHT=given.weight is not None, BIAS=given.bias is not None, P=p,
-            CB=block,
+            finish.finish_gradients, programs, num_warps, table[0], table[1], table[0], table[1],
+            mean, rstd, given.weight, given.bias, out.dweight, out.dbias, *coefficients,
+            layout.channels, table.shape[1], table.shape[1], 1 / values, 0.0, 1.0, 0.0, r, d,
+            MODE=0, MIXED=False, WHOLE_BOX=True, RENORM=True, WEIGHT=given.weight is not None,
+            BIAS=given.bias is not None, P=p, CB=block,
         )  # fmt: skip
         dx_pass(given, layout, tuple(coefficients), out)
 
@@ -163,17 +159,16 @@ class ExtendedBatchNorm(ChannelOp, ebn.ExtendedBatchNorm):
     """`ebn`."""
 
     def _normalize(self, call: Call) -> tuple[Tensor, Saved]:
-        x, layout, weight, bias, state, _ = call
+        x, layout, weight, bias, *_ = call
         table, cut = part_tables(x, layout, everything(layout))
         stats, scales = call.rows(2), call.rows(2)
         _, num_warps, p, block = finish_grid(layout.channels, table.shape[1])
         averages = call.averages()
         launch(
-            peers.finish_extended, 1, num_warps,
-            table[0], table[1], weight, bias, *averages, *stats, *scales, layout.channels,
-            table.shape[1], call.values, cut.sub_len, self.eps, call.factor(), bessel(x),
-            WEIGHT=weight is not None, BIAS=bias is not None, RUNNING=averages[0] is not None,
-            P=p, CB=block,
+            peers.finish_extended, 1, num_warps, table[0], table[1], weight, bias, *averages,
+            *stats, *scales, layout.channels, table.shape[1], call.values, cut.sub_len, self.eps,
+            call.factor(), bessel(x), WEIGHT=weight is not None, BIAS=bias is not None,
+            RUNNING=averages[0] is not None, P=p, CB=block,
         )  # fmt: skip
         y = box_launch.affine_pass(x, layout, scales[0], scales[1])
         return y, Saved(x, layout, weight, bias, stats)
@@ -183,10 +178,10 @@ class ExtendedBatchNorm(ChannelOp, ebn.ExtendedBatchNorm):
         coefficients = torch.empty((3, layout.channels), dtype=torch.float32, device=table.device)
         _, num_warps, p, block = finish_grid(layout.channels, table.shape[1])
         launch(
-            peers.finish_extended_gradients, 1, num_warps,
-            table[0], table[1], given.mean, given.rstd, given.weight, out.dweight, out.dbias,
-            *coefficients, layout.channels, table.shape[1], layout.rows * layout.map_size,
-            WEIGHT=given.weight is not None, BIAS=given.bias is not None, P=p, CB=block,
+            peers.finish_extended_gradients, 1, num_warps, table[0], table[1], given.mean,
+            given.rstd, given.weight, out.dweight, out.dbias, *coefficients, layout.channels,
+            table.shape[1], layout.rows * layout.map_size, WEIGHT=given.weight is not None,
+            BIAS=given.bias is not None, P=p, CB=block,
         )  # fmt: skip
         dx_pass(given, layout, (*coefficients, None), out)
 
@@ -199,11 +194,10 @@ def _deviation_gradients(
     coefficients = torch.empty((4, layout.channels), dtype=torch.float32, device=table.device)
     programs, num_warps, p, block = finish_grid(layout.channels, table.shape[1])
     launch(
-        peers.finish_deviation_gradients, programs, num_warps,
-        table[0], table[1], given.rstd, saved.stats[2], saved.stats[3] if signs else None,
-        given.weight, out.dweight, out.dbias, *coefficients, layout.channels, table.shape[1],
-        layout.rows * layout.map_size, factor, WEIGHT=given.weight is not None,
-        BIAS=given.bias is not None, SIGNS=signs, P=p, CB=block,
+        peers.finish_deviation_gradients, programs, num_warps, table[0], table[1], given.rstd,
+        saved.stats[2], saved.stats[3] if signs else None, given.weight, out.dweight, out.dbias,
+        *coefficients, layout.channels, table.shape[1], layout.rows * layout.map_size, factor,
+        WEIGHT=given.weight is not None, BIAS=given.bias is not None, SIGNS=signs, P=p, CB=block,
     )  # fmt: skip
     return coefficients
 
@@ -220,7 +214,7 @@ class L1BatchNorm(ChannelOp, l1bn.L1BatchNorm):
         return saved.stats[0], saved.stats[2].square()
 
     def _normalize(self, call: Call) -> tuple[Tensor, Saved]:
-        x, layout, weight, bias, state, _ = call
+        x, layout, weight, bias, *_ = call
         sample = Everything().draw(x.shape, 0, 0, x.device)
         moments, _, _ = box_launch.sample_statistics(x, layout, sample, self.eps)
         stats, scales = call.rows(4), call.rows(2)
@@ -228,19 +222,17 @@ class L1BatchNorm(ChannelOp, l1bn.L1BatchNorm):
         cut = heuristics.reduce_launch(layout, call.values)
         table = torch.empty((2, cut.subs, layout.channels), dtype=torch.float32, device=x.device)
         launch(
-            peers.box_absolute, cut.subs * math.ceil(layout.channels / cut.channels),
-            cut.num_warps,
-            x, stats[0], table[0], table[1], total=call.values, subs=cut.subs,
-            sub_len=cut.sub_len, **order(layout), E=cut.values, CB=cut.channels,
+            peers.box_absolute, cut.subs * math.ceil(layout.channels / cut.channels), cut.num_warps,
+            x, stats[0], table[0], table[1], total=call.values, subs=cut.subs, sub_len=cut.sub_len,
+            **order(layout), E=cut.values, CB=cut.channels,
         )  # fmt: skip
         programs, num_warps, p, block = finish_grid(layout.channels, cut.subs)
         averages = call.averages()
         launch(
-            peers.finish_absolute, programs, num_warps,
-            table[0], table[1], weight, bias, *averages, *stats, *scales, layout.channels,
-            cut.subs, call.values, self.eps, call.factor(), bessel(x), l1bn.GAUSSIAN,
-            WEIGHT=weight is not None, BIAS=bias is not None, RUNNING=averages[0] is not None,
-            P=p, CB=block,
+            peers.finish_absolute, programs, num_warps, table[0], table[1], weight, bias, *averages,
+            *stats, *scales, layout.channels, cut.subs, call.values, self.eps, call.factor(),
+            bessel(x), l1bn.GAUSSIAN, WEIGHT=weight is not None, BIAS=bias is not None,
+            RUNNING=averages[0] is not None, P=p, CB=block,
         )  # fmt: skip
         y = box_launch.affine_pass(x, layout, scales[0], scales[1])
         return y, Saved(x, layout, weight, bias, stats)
@@ -258,26 +250,26 @@ class RangeBatchNorm(ChannelOp, rbn.RangeBatchNorm):
     """`rbn`. stats: μ, 1/σ, σ_R; more: where each chunk's maximum and minimum lie."""
 
     def _normalize(self, call: Call) -> tuple[Tensor, Saved]:
-        x, layout, weight, bias, state, _ = call
+        x, layout, weight, bias, *_ = call
         chunks = self._count(x)
         chunk = call.values // chunks
-        cut = heuristics.reduce_launch(layout, chunk, chunks)
+        cut = heuristics.reduce_launch(layout, chunk, chunks, sums=6)
         table = torch.empty((4, chunks, layout.channels), dtype=torch.float32, device=x.device)
         at = torch.empty((2, chunks, layout.channels), dtype=torch.int32, device=x.device)
         blocks = math.ceil(layout.channels / cut.channels)
         launch(
-            peers.box_extremes, chunks * blocks, cut.num_warps,
-            x, *table, *at, chunk=chunk, **order(layout), E=cut.values, CB=cut.channels,
+            peers.box_extremes, chunks * blocks, cut.num_warps, x, *table, *at, chunk=chunk,
+            **order(layout), CHUNK_UNIT=1 if layout.channels_last else math.gcd(chunk, layout.unit),
+            E=cut.values, CB=cut.channels,
         )  # fmt: skip
         stats, scales = call.rows(3), call.rows(2)
         programs, num_warps, p, block = finish_grid(layout.channels, chunks)
         averages = call.averages()
         launch(
-            peers.finish_range, programs, num_warps,
-            *table, weight, bias, *averages, *stats, *scales, layout.channels, chunks, chunk,
-            call.values, self.eps, call.factor(), bessel(x), self._constant(x),
-            WEIGHT=weight is not None, BIAS=bias is not None, RUNNING=averages[0] is not None,
-            P=p, CB=block,
+            peers.finish_range, programs, num_warps, *table, weight, bias, *averages, *stats,
+            *scales, layout.channels, chunks, chunk, call.values, self.eps, call.factor(),
+            bessel(x), self._constant(x), WEIGHT=weight is not None, BIAS=bias is not None,
+            RUNNING=averages[0] is not None, P=p, CB=block,
         )  # fmt: skip
         y = box_launch.affine_pass(x, layout, scales[0], scales[1])
         return y, Saved(x, layout, weight, bias, stats, (at,))
@@ -292,8 +284,8 @@ class RangeBatchNorm(ChannelOp, rbn.RangeBatchNorm):
         dx_pass(given, layout, (slope, lift, constant, None), out)
         block = min(heuristics.power_of_two(layout.channels), 128)
         launch(
-            peers.scatter_extremes, chunks * math.ceil(layout.channels / block), 1,
-            given.dy, out.dx, at[0], at[1], slope, constant, twist, layout.outer,
-            layout.inner_units, layout.rows * layout.map_size // chunks, chunks,
-            CHANNELS_LAST=layout.channels_last, UNIT=layout.unit, CB=block,
+            peers.scatter_extremes, chunks * math.ceil(layout.channels / block), 1, given.dy,
+            out.dx, at[0], at[1], slope, constant, twist, layout.outer, layout.inner_units,
+            layout.rows * layout.map_size // chunks, chunks, CHANNELS_LAST=layout.channels_last,
+            UNIT=layout.unit, CB=block,
         )  # fmt: skip

@@ -111,7 +111,8 @@ def reduce_launch(
     subs = max(1, min(h.programs // programs, tiles // h.shortest_tiles))
     # Whole tiles a part, so that parts start where vectors do.
     sub_len = math.ceil(tiles / subs) * values if subs > 1 else seg_len
-    num_warps = warps(values * channels, 4 if scattered else 16 if layout.vectors else 8)
+    lane = 4 if scattered else 8 if sums > 2 or not layout.vectors else 16
+    num_warps = warps(values * channels, lane)
     return ReduceLaunch(values, channels, math.ceil(seg_len / sub_len), sub_len, num_warps)
 
 
@@ -159,12 +160,18 @@ class FusedLaunch:
 
 
 def fused_launch(
-    layout: Layout, seg_len: int, whole: bool, h: Heuristics | None = None
+    layout: Layout,
+    seg_len: int,
+    whole: bool,
+    located: bool = False,
+    h: Heuristics | None = None,
 ) -> FusedLaunch | None:
     """For segments of `seg_len` values a channel, all of them sampled where `whole`; None where
-    several launches are the better choice."""
+    several launches are the better choice. `located`: each value is looked up in the sample, for
+    which a lane needs addresses of its own."""
     h = h or DEFAULT
-    tile = h.tile if layout.vectors else h.narrow
+    lean = located or not layout.vectors
+    tile = h.narrow if lean else h.tile
     if layout.channels_last:
         channels = min(power_of_two(layout.channels), h.sector // layout.itemsize)
     else:
@@ -173,6 +180,4 @@ def fused_launch(
     if not resident and seg_len * channels > h.fused:
         return None
     values = power_of_two(seg_len) if resident else min(power_of_two(seg_len), tile // channels)
-    return FusedLaunch(
-        values, channels, resident, warps(values * channels, 16 if layout.vectors else 8)
-    )
+    return FusedLaunch(values, channels, resident, warps(values * channels, 8 if lean else 16))

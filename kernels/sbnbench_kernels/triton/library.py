@@ -27,11 +27,13 @@ def pack(sample: Sample) -> Packed:
     numbers: list[int] = []
     for share in sample:
         part = share.part
+        patch: tuple[int, ...] = ()
         if isinstance(part, Elements):
-            kind, start, count, patch = 2, 0, 0, ()
+            kind, start, count = 2, 0, 0
             tensors.append(part.positions)
         else:
-            kind, start, count, patch = 0, part.start, part.count, tuple(part.patch)
+            kind, start, count = 0, part.start, part.count
+            patch = part.patch
             if part.corners is not None:
                 kind = 1
                 tensors.append(part.corners)

@@ -29,9 +29,9 @@ def map_moments(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     rows, block = heuristics.finish_launch(layout.channels, cut.subs)
     launch(
         segments.finish_segments, layout.rows * math.ceil(layout.channels / block),
-        heuristics.warps(rows * block, 8),
-        table[0], table[1], None, None, *out, layout.channels, 1, b.total, layout.map_size,
-        cut.subs, cut.sub_len, 1.0, GROUPED=False, WEIGHT=False, BIAS=False, P=rows, CB=block,
+        heuristics.warps(rows * block, 8), table[0], table[1], None, None, *out, layout.channels, 1,
+        b.total, layout.map_size, cut.subs, cut.sub_len, 1.0, GROUPED=False, WEIGHT=False,
+        BIAS=False, P=rows, CB=block,
     )  # fmt: skip
     return out[0], out[1]
 
@@ -40,8 +40,8 @@ class Activation:
     """The tables of an activated normalizer, and its three passes; see kernels/activated.py."""
 
     def __init__(
-        self, kind: int, each: Tensor, bias: Tensor, knee: Tensor,
-        gamma: Tensor | None = None, batch: Tensor | None = None,
+        self, kind: int, each: Tensor, bias: Tensor, knee: Tensor, gamma: Tensor | None = None,
+        batch: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.kind = kind
         self.tables = each.contiguous(), bias, knee, gamma, batch
@@ -50,9 +50,9 @@ class Activation:
         """y."""
         y, p = torch.empty_like(x), heuristics.pass_launch(layout)
         launch(
-            activated.activated_forward, p.programs(layout), p.num_warps,
-            x, y, *self.tables, layout.numel, **order(layout), KIND=self.kind, MODE=p.mode,
-            EVEN=p.even, R=p.vectors, V=p.width,
+            activated.activated_forward, p.programs(layout), p.num_warps, x, y, *self.tables,
+            layout.numel, **order(layout), KIND=self.kind, MODE=p.mode, EVEN=p.even, R=p.vectors,
+            V=p.width,
         )  # fmt: skip
         return y
 
@@ -63,8 +63,8 @@ class Activation:
         parts = rows * cut.subs
         table = torch.empty((5, parts, channels), dtype=torch.float32, device=x.device)
         launch(
-            activated.activated_sums, parts * math.ceil(channels / cut.channels), cut.num_warps,
-            x, dy, *self.tables, table, total=rows * size, seg_len=size, subs=cut.subs,
+            activated.activated_sums, parts * math.ceil(channels / cut.channels), cut.num_warps, x,
+            dy, *self.tables, table, total=rows * size, seg_len=size, subs=cut.subs,
             sub_len=cut.sub_len, table=parts * channels, **order(layout), KIND=self.kind,
             E=cut.values, CB=cut.channels,
         )  # fmt: skip
@@ -76,8 +76,8 @@ class Activation:
         """dx."""
         dx, p = torch.empty_like(x), heuristics.pass_launch(layout)
         launch(
-            activated.activated_gradient, p.programs(layout), p.num_warps,
-            x, dy, dx, *self.tables, lift.contiguous(), constant.contiguous(), layout.numel,
-            **order(layout), KIND=self.kind, MODE=p.mode, EVEN=p.even, R=p.vectors, V=p.width,
+            activated.activated_gradient, p.programs(layout), p.num_warps, x, dy, dx, *self.tables,
+            lift.contiguous(), constant.contiguous(), layout.numel, **order(layout), KIND=self.kind,
+            MODE=p.mode, EVEN=p.even, R=p.vectors, V=p.width,
         )  # fmt: skip
         return dx

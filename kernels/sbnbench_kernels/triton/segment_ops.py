@@ -84,9 +84,7 @@ def _fused_forward(
     if grouped_:
         # A group's maps are one after the other: as one larger map of one "channel".
         size = cut.group * layout.map_size
-        view = Layout(
-            layout.rows, layout.channels // cut.group, (size,), False, layout.itemsize
-        )
+        view = Layout(layout.rows, layout.channels // cut.group, (size,), False, layout.itemsize)
     seg_len = cut.rows * view.map_size
     f = heuristics.fused_launch(view, seg_len, True)
     if f is None:
@@ -94,13 +92,12 @@ def _fused_forward(
     blocks = math.ceil(view.channels / f.channels)
     b = everything(view)
     launch(
-        fused.fused_forward, stats.shape[1] * blocks, f.num_warps,
-        x, None, y, None, weight, bias, None, None, *stats, rows=view.rows, seg_rows=cut.rows,
-        total=b.total, other_start=0, other_total=b.total, other_weight=0.0, eps=eps, factor=0.0,
-        correction=1.0, group=cut.group, plane=layout.map_size, **b.located(), **order(view),
-        MIXED=False, SEGMENTED=True, GROUPED=grouped_, RESIDENT=f.resident,
-        WEIGHT=weight is not None, BIAS=bias is not None, RUNNING=False, RELU=False,
-        RESIDUAL=False, E=f.values, EB=f.values, CB=f.channels,
+        fused.fused_forward, stats.shape[1] * blocks, f.num_warps, x, None, y, None, weight, bias,
+        None, None, *stats, rows=view.rows, seg_rows=cut.rows, total=b.total, other_start=0,
+        other_total=b.total, other_weight=0.0, eps=eps, factor=0.0, correction=1.0, group=cut.group,
+        plane=layout.map_size, **b.located(), **order(view), MIXED=False, SEGMENTED=True,
+        GROUPED=grouped_, RESIDENT=f.resident, WEIGHT=weight is not None, BIAS=bias is not None,
+        RUNNING=False, RELU=False, RESIDUAL=False, E=f.values, EB=f.values, CB=f.channels,
     )  # fmt: skip
     return True
 
@@ -125,10 +122,10 @@ def _split_forward(
     scales = torch.empty((2, count, channels), dtype=torch.float32, device=x.device)
     rows, block, blocks = _finish_blocks(channels, cut.group, parts.subs)
     launch(
-        segments.finish_segments, count * blocks, heuristics.warps(rows * block, 8),
-        table[0], table[1], weight, bias, *stats, *scales, channels, cut.group, b.total, seg_len,
-        parts.subs, parts.sub_len, eps, GROUPED=cut.group > 1, WEIGHT=weight is not None,
-        BIAS=bias is not None, P=rows, CB=block,
+        segments.finish_segments, count * blocks, heuristics.warps(rows * block, 8), table[0],
+        table[1], weight, bias, *stats, *scales, channels, cut.group, b.total, seg_len, parts.subs,
+        parts.sub_len, eps, GROUPED=cut.group > 1, WEIGHT=weight is not None, BIAS=bias is not None,
+        P=rows, CB=block,
     )  # fmt: skip
     box_launch.affine_pass(x, layout, scales[0], scales[1], seg_rows=cut.rows, y=y)
 
@@ -163,12 +160,12 @@ def _fused_backward(dy: Tensor, saved: Saved, dx: Tensor, sums: list[Tensor]) ->
     b = everything(layout)
     launch(
         fused.fused_backward, mean.shape[0] * math.ceil(layout.channels / f.channels), f.num_warps,
-        x, dy, None, dx, None, None, mean, rstd, weight, bias, table[1], table[0],
-        rows=layout.rows, seg_rows=cut.rows, total=b.total, patch_d=1, omega=0.0, extent=1.0,
-        other_start=0, other_total=b.total, other_omega=0.0, other_extent=0.0, **b.located(),
-        **order(layout), MODE=0, PARTIAL=False, MIXED=False, SEGMENTED=True, SUMS=True,
-        WEIGHT=weight is not None, BIAS=bias is not None, RELU=False, READ_Y=False,
-        DRESIDUAL=False, E=f.values, EB=f.values, CB=f.channels,
+        x, dy, None, dx, None, None, mean, rstd, weight, bias, table[1], table[0], rows=layout.rows,
+        seg_rows=cut.rows, total=b.total, patch_d=1, omega=0.0, extent=1.0, other_start=0,
+        other_total=b.total, other_omega=0.0, other_extent=0.0, **b.located(), **order(layout),
+        MODE=0, PARTIAL=False, MIXED=False, SEGMENTED=True, SUMS=True, WEIGHT=weight is not None,
+        BIAS=bias is not None, RELU=False, READ_Y=False, DRESIDUAL=False, E=f.values, EB=f.values,
+        CB=f.channels,
     )  # fmt: skip
     sums.append(table)
     return True
@@ -266,9 +263,9 @@ class GhostBatchNorm(ghost.GhostBatchNorm):
                 values = size * layout.map_size
                 p, block = heuristics.finish_launch(layout.channels, ghosts)
                 launch(
-                    segments.average_segments, math.ceil(layout.channels / block), 4,
-                    stats[0], stats[1], *running, layout.channels, ghosts, larger,
-                    values + layout.map_size, values, momentum_of(state), P=p, CB=block,
+                    segments.average_segments, math.ceil(layout.channels / block), 4, stats[0],
+                    stats[1], *running, layout.channels, ghosts, larger, values + layout.map_size,
+                    values, momentum_of(state), P=p, CB=block,
                 )  # fmt: skip
             state.step += 1
         return y, GhostSaved(layout, weight, bias, pieces)

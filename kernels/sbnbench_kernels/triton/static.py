@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 import triton
+from sbnbench_kernels.triton.launching import Launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sbnbench_kernels.triton.launching import Launch
-
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+_OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.M)
+"""The opcode of a line of machine code, behind its address and predicate."""
 
 _POINTERS = {
     torch.float32: "*fp32",
@@ -147,7 +150,7 @@ def _examine(name: str, arch: str, compiled: Any) -> KernelReport:
     found = dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage))
     instructions: Counter[str] = Counter()
     widths: dict[str, Counter[int]] = {"LDG": Counter(), "STG": Counter()}
-    for opcode in re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.M):
+    for opcode in _OPCODE.findall(sass):
         base, *modifiers = opcode.split(".")
         instructions[base] += 1
         if base in widths:

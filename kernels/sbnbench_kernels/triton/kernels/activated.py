@@ -1,7 +1,7 @@
 """Normalizers that bring their activation: frn with its thresholded unit, evonorm-s0 and -b0.
 
-Tables: `each` (N, C) is γ/√(mean x²+ε) for frn, γ/σ for s0, the map's σ for b0; (C,) are the bias b,
-`knee` (τ for frn, v for the others), γ and for b0 the batch's σ.
+Tables: `each` (N, C) is γ/√(mean x²+ε) for frn, γ/σ for s0, the map's σ for b0; (C,) are the bias
+b, `knee` (τ for frn, v for the others), γ and for b0 the batch's σ.
 
 frn: y = max(each·x + b, τ);  s0: y = each·x·sigmoid(vx) + b;
 b0: y = γx/max(σ_batch, vx + each) + b
@@ -130,8 +130,8 @@ def activated_gradient(
 
 @triton.jit
 def activated_sums(
-    x, dy, eaches, biases, knees, gammas, batches, tables, outer, inner_units, total, seg_len,
-    subs, sub_len, table, CHANNELS_LAST: tl.constexpr, KIND: tl.constexpr, WIDE: tl.constexpr,
+    x, dy, eaches, biases, knees, gammas, batches, tables, outer, inner_units, total, seg_len, subs,
+    sub_len, table, CHANNELS_LAST: tl.constexpr, KIND: tl.constexpr, WIDE: tl.constexpr,
     UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """The sums over every part of every map, into tables (5, parts, C); `table` is one's size."""

@@ -68,11 +68,11 @@ def relu_gradient(dy, value, y, at, inside, scale, shift, RELU: tl.constexpr, Y:
 
 @triton.jit
 def part_gradients(
-    x, dy, y, dx, dresidual, c, mean, rstd, weight, scale, shift, first, n, channels, map_size, start, index,
-    index_rows, index_dims, period, map_h, map_w, patch_h, patch_w, KIND: tl.constexpr,
-    NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr, Y: tl.constexpr,
-    WRITE: tl.constexpr, DRESIDUAL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
-    E: tl.constexpr, CB: tl.constexpr,
+    x, dy, y, dx, dresidual, c, mean, rstd, weight, scale, shift, first, n, channels, map_size,
+    start, index, index_rows, index_dims, period, map_h, map_w, patch_h, patch_w,
+    KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr,
+    Y: tl.constexpr, WRITE: tl.constexpr, DRESIDUAL: tl.constexpr, WIDE: tl.constexpr,
+    UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Σ dy and Σ dy·x̂ [CB] over a part of a box; with WRITE also dx = dy·γ/σ there, and with
     DRESIDUAL the gradient of a residual."""
@@ -104,8 +104,9 @@ def part_gradients(
 
 
 @triton.jit
-def channel_statistics(mean, rstd, weight, bias, stats_at, c, live, WEIGHT: tl.constexpr,
-                       BIAS: tl.constexpr):  # fmt: skip
+def channel_statistics(
+    mean, rstd, weight, bias, stats_at, c, live, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
     """μ, 1/σ, γ, scale γ/σ and shift b − μγ/σ of channels c."""
     m = tl.load(mean + stats_at, mask=live, other=0.0)
     r = tl.load(rstd + stats_at, mask=live, other=0.0)
@@ -123,10 +124,10 @@ def channel_statistics(mean, rstd, weight, bias, stats_at, c, live, WEIGHT: tl.c
 def box_gradients(
     x, dy, y, dx, dresidual, index, mean, rstd, weight, bias, sums_g, sums_gx, outer, inner_units,
     start, total, seg_len, subs, sub_len, group, index_rows, index_dims, period, map_h, map_w,
-    patch_h, patch_w, KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr,
-    WEIGHT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, Y: tl.constexpr,
-    WRITE: tl.constexpr, DRESIDUAL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
-    E: tl.constexpr, CB: tl.constexpr,
+    patch_h, patch_w, KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    SEGMENTED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
+    Y: tl.constexpr, WRITE: tl.constexpr, DRESIDUAL: tl.constexpr, WIDE: tl.constexpr,
+    UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Σ dy and Σ dy·x̂ of every part of a box, into tables (parts, C).
 
@@ -148,9 +149,9 @@ def box_gradients(
         mean, rstd, weight, bias, stats_at, c, live, WEIGHT, BIAS
     )
     g, gx = part_gradients(
-        x, dy, y, dx, dresidual, c, m, r, w, scale, shift, first, n, channels, map_size, start, index,
-        index_rows, index_dims, period, map_h, map_w, patch_h, patch_w, KIND, NDIM, CHANNELS_LAST,
-        RELU, Y, WRITE, DRESIDUAL, WIDE, E_UNIT, E, CB,
+        x, dy, y, dx, dresidual, c, m, r, w, scale, shift, first, n, channels, map_size, start,
+        index, index_rows, index_dims, period, map_h, map_w, patch_h, patch_w, KIND, NDIM,
+        CHANNELS_LAST, RELU, Y, WRITE, DRESIDUAL, WIDE, E_UNIT, E, CB,
     )  # fmt: skip
     at = part.to(tl.int64) * channels + c
     tl.store(sums_g + at, g, mask=live)
@@ -179,9 +180,7 @@ def box_scatter(
     k = (at % map_size).to(tl.int64)
     inside = (lane < total)[:, None] & live[None, :]
     at = offsets(row, k, c, channels, map_size, CHANNELS_LAST)
-    _, _, _, scale, shift = channel_statistics(
-        mean, rstd, weight, bias, c, c, live, WEIGHT, BIAS
-    )
+    _, _, _, scale, shift = channel_statistics(mean, rstd, weight, bias, c, c, live, WEIGHT, BIAS)
     a = tl.load(slope + c, mask=live, other=0.0)[None, :]
     b = tl.load(lift + c, mask=live, other=0.0)[None, :]
     d = tl.load(constant + c, mask=live, other=0.0)[None, :]

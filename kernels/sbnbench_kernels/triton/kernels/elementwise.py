@@ -23,15 +23,17 @@ PLANE = tl.constexpr(0)
 VECTOR = tl.constexpr(1)
 SINGLE = tl.constexpr(2)
 
+
 @triton.jit
 def addresses(
-    numel, outer, inner_units, CHANNELS_LAST: tl.constexpr, MODE: tl.constexpr,
-    EVEN: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
+    numel, outer, inner_units, CHANNELS_LAST: tl.constexpr, MODE: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """Offsets [R, V] of a tile, which of them exist, and row, channel and map position of each.
 
     Row and channel have the shape in which they differ: () for PLANE, else [R, 1] or [R, V], as
-    has the last result, which says where they exist. EVEN: V divides numel. WIDE: offsets need 64 bits.
+    has the last result, which says where they exist. EVEN: V divides numel. WIDE:
+    offsets need 64 bits.
     """
     inner = inner_units * UNIT
     lane = (tl.arange(0, R) * V)[:, None]
@@ -102,7 +104,10 @@ def affine(
     RESIDUAL: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
     R: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """y = scale·x + shift + residual, behind a ReLU where there is one. SEGMENTED: tables are (segments, C), else (C,)."""
+    """y = scale·x + shift + residual, behind a ReLU where there is one.
+
+    SEGMENTED: tables are (segments, C), else (C,).
+    """
     at, inside, row, c, _, live = addresses(
         numel, outer, inner_units, CHANNELS_LAST, MODE, EVEN, WIDE, UNIT, R, V
     )
@@ -119,17 +124,15 @@ def affine(
     tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(
-    do_not_specialize=["start", "other_start"], do_not_specialize_on_alignment=["index"]
-)
+@triton.jit(do_not_specialize=["start", "other_start"], do_not_specialize_on_alignment=["index"])
 def affine_gradient(
-    x, dy, y, dx, dresidual, index, slopes, lifts, constants, shifts, twists, centres,
-    numel, outer, inner_units, seg_rows, start, rows, index_rows, index_dims, map_h, map_w,
-    patch_d, patch_h, patch_w, omega, other_start, other_rows, other_omega,
-    CHANNELS_LAST: tl.constexpr, SEGMENTED: tl.constexpr, MODE: tl.constexpr, RELU: tl.constexpr,
-    READ_Y: tl.constexpr, DRESIDUAL: tl.constexpr, LINEAR: tl.constexpr, PARTIAL: tl.constexpr,
-    OTHER: tl.constexpr, TWIST: tl.constexpr, KIND: tl.constexpr, NDIM: tl.constexpr,
-    EVEN: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
+    x, dy, y, dx, dresidual, index, slopes, lifts, constants, shifts, twists, centres, numel, outer,
+    inner_units, seg_rows, start, rows, index_rows, index_dims, map_h, map_w, patch_d, patch_h,
+    patch_w, omega, other_start, other_rows, other_omega, CHANNELS_LAST: tl.constexpr,
+    SEGMENTED: tl.constexpr, MODE: tl.constexpr, RELU: tl.constexpr, READ_Y: tl.constexpr,
+    DRESIDUAL: tl.constexpr, LINEAR: tl.constexpr, PARTIAL: tl.constexpr, OTHER: tl.constexpr,
+    TWIST: tl.constexpr, KIND: tl.constexpr, NDIM: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """dx = slope·g + ω·(lift·x + constant) + twist·sgn(x − centre), g = dy behind the ReLU.
 
@@ -162,8 +165,8 @@ def affine_gradient(
         linear += coefficient(constants, entry, live, MODE)
         if PARTIAL:
             here = member(
-                row, k, start, rows, index, index_rows, index_dims, map_h, map_w, patch_d,
-                patch_h, patch_w, KIND, NDIM,
+                row, k, start, rows, index, index_rows, index_dims, map_h, map_w, patch_d, patch_h,
+                patch_w, KIND, NDIM,
             )  # fmt: skip
             weight = tl.where(here, omega, 0.0)
             if OTHER:

@@ -87,11 +87,11 @@ def coefficients(
 
 @triton.jit
 def finish_moments(
-    part_means, part_m2s, other_part_means, other_part_m2s, weight, bias, running_mean,
-    running_var, means, variances, rstds, scales, shifts, channels, parts, total, sub_len,
-    other_parts, other_total, other_sub_len, other_weight, eps, factor, correction,
-    MIXED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, RUNNING: tl.constexpr,
-    P: tl.constexpr, CB: tl.constexpr,
+    part_means, part_m2s, other_part_means, other_part_m2s, weight, bias, running_mean, running_var,
+    means, variances, rstds, scales, shifts, channels, parts, total, sub_len, other_parts,
+    other_total, other_sub_len, other_weight, eps, factor, correction, MIXED: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, RUNNING: tl.constexpr, P: tl.constexpr,
+    CB: tl.constexpr,
 ):  # fmt: skip
     """Merges the parts of one or two boxes; running statistics and coefficients from them."""
     c = tl.program_id(0) * CB + tl.arange(0, CB)
@@ -149,11 +149,12 @@ def slopes(mean, rstd, gamma, g, gx):
 @triton.jit
 def finish_gradients(
     sums_g, sums_gx, other_sums_g, other_sums_gx, mean, rstd, weight, bias, dweight, dbias,
-    slope_out, lift_out, constant_out, shift_out, channels, parts, other_parts, omega, other_omega, extent,
-    other_extent, rs, ds, MODE: tl.constexpr, MIXED: tl.constexpr, WHOLE_BOX: tl.constexpr,
-    RENORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
+    slope_out, lift_out, constant_out, shift_out, channels, parts, other_parts, omega, other_omega,
+    extent, other_extent, rs, ds, MODE: tl.constexpr, MIXED: tl.constexpr, WHOLE_BOX: tl.constexpr,
+    RENORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr,
+    CB: tl.constexpr,
 ):  # fmt: skip
-    """dγ, db, dx's coefficients and the forward's shift, from the gradient sums of one or two shares of a sample.
+    """dγ, db, dx's coefficients and the forward's shift, from gradient sums of one or two shares.
 
     `omega` weighs each value of a share. In `sampled` the sums are the sample's: means come from
     ω, and dγ, db from `extent`, what a share stands for over what it holds. In `exact` they are
@@ -197,8 +198,10 @@ def finish_gradients(
 
 
 @triton.jit
-def add_columns(table_a, table_b, out_a, out_b, channels, parts, HAS_A: tl.constexpr,
-                HAS_B: tl.constexpr, P: tl.constexpr, CB: tl.constexpr):  # fmt: skip
+def add_columns(
+    table_a, table_b, out_a, out_b, channels, parts, HAS_A: tl.constexpr, HAS_B: tl.constexpr,
+    P: tl.constexpr, CB: tl.constexpr,
+):  # fmt: skip
     """Σ over the parts of two tables: dγ and db where nothing else is wanted."""
     c = tl.program_id(0) * CB + tl.arange(0, CB)
     live = c < channels

@@ -18,8 +18,10 @@ from .tiles import EXACT, SAMPLED, locate, member, merge_lanes, offsets, part_mo
 
 
 @triton.jit
-def segment_tile(j, n, first_row, channels, map_size, c, CHANNELS_LAST: tl.constexpr,
-                 WIDE: tl.constexpr, E: tl.constexpr):  # fmt: skip
+def segment_tile(
+    j, n, first_row, channels, map_size, c, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    E: tl.constexpr,
+):  # fmt: skip
     """Tile j of a segment of whole rows: rows and map positions [E], offsets and mask [E, CB]."""
     local = j * E + tl.arange(0, E)
     row, k = locate(
@@ -39,24 +41,21 @@ def finished(value, residual, at, inside, RELU: tl.constexpr, RESIDUAL: tl.const
     return value
 
 
-@triton.jit(
-    do_not_specialize=["start", "other_start"], do_not_specialize_on_alignment=["index"]
-)
+@triton.jit(do_not_specialize=["start", "other_start"], do_not_specialize_on_alignment=["index"])
 def fused_forward(
     x, residual, y, index, weight, bias, running_mean, running_var, means, variances, rstds, outer,
     inner_units, rows, seg_rows, start, total, index_rows, index_dims, period, map_h, map_w,
-    patch_h, patch_w, other_start, other_total, other_weight, eps, factor, correction, group,
-    plane, KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    MIXED: tl.constexpr, SEGMENTED: tl.constexpr, GROUPED: tl.constexpr, RESIDENT: tl.constexpr,
-    WEIGHT: tl.constexpr, BIAS: tl.constexpr, RUNNING: tl.constexpr, RELU: tl.constexpr,
-    RESIDUAL: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr,
-    EB: tl.constexpr, CB: tl.constexpr,
+    patch_h, patch_w, other_start, other_total, other_weight, eps, factor, correction, group, plane,
+    KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, MIXED: tl.constexpr,
+    SEGMENTED: tl.constexpr, GROUPED: tl.constexpr, RESIDENT: tl.constexpr, WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr, RUNNING: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, EB: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Statistics of a sample, running averages, y.
 
     SEGMENTED: each run of `seg_rows` rows by its own statistics, all of them sampled. GROUPED: a
-    "channel" is a group of `group` real ones, of `plane` positions each, with its own γ and b. EB: values of a tile of
-    the sample.
+    "channel" is a group of `group` real ones, of `plane` positions each, with its own γ and b.
+    EB: values of a tile of the sample.
     """
     channels = inner_units * UNIT if CHANNELS_LAST else outer
     map_size = outer if CHANNELS_LAST else inner_units * UNIT
@@ -75,7 +74,9 @@ def fused_forward(
         n = tl.minimum(seg_rows, rows - seg * seg_rows) * map_size
     n = tl.multiple_of(n, E_UNIT)
     if RESIDENT:
-        _, k, at, inside = segment_tile(0, n, first_row, channels, map_size, c, CHANNELS_LAST, WIDE, E)
+        _, k, at, inside = segment_tile(
+            0, n, first_row, channels, map_size, c, CHANNELS_LAST, WIDE, E
+        )
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         counts = (tl.arange(0, E) < n).to(tl.int32)
         mean, m2 = merge_lanes(value, tl.zeros((E, CB), tl.float32), counts, n)
@@ -89,7 +90,8 @@ def fused_forward(
         box_n = tl.multiple_of(box_n, BOX_UNIT)
         mean, m2 = part_moments(
             x, box_first, box_n, c, channels, map_size, start, index, index_rows, index_dims,
-            period, map_h, map_w, patch_h, patch_w, KIND, NDIM, CHANNELS_LAST, WIDE, BOX_UNIT, EB, CB,
+            period, map_h, map_w, patch_h, patch_w, KIND, NDIM, CHANNELS_LAST, WIDE, BOX_UNIT, EB,
+            CB,
         )  # fmt: skip
         var = m2 / box_n
         if MIXED:
@@ -122,7 +124,9 @@ def fused_forward(
         tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
     else:
         for j in range(tl.cdiv(n, E)):
-            _, k, at, inside = segment_tile(j, n, first_row, channels, map_size, c, CHANNELS_LAST, WIDE, E)
+            _, k, at, inside = segment_tile(
+                j, n, first_row, channels, map_size, c, CHANNELS_LAST, WIDE, E
+            )
             value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
             value = normalized(
                 value, scale, shift, weight, bias, c, k, inside, group, plane, GROUPED, WEIGHT,
@@ -133,8 +137,10 @@ def fused_forward(
 
 
 @triton.jit
-def normalized(value, scale, shift, weight, bias, c, k, inside, group, plane,
-               GROUPED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+def normalized(
+    value, scale, shift, weight, bias, c, k, inside, group, plane, GROUPED: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
     """scale·x + shift, and for groups γ and b of the real channel on top."""
     value = value * scale[None, :] + shift[None, :]
     if GROUPED and (WEIGHT or BIAS):
@@ -146,20 +152,20 @@ def normalized(value, scale, shift, weight, bias, c, k, inside, group, plane,
     return value
 
 
-@triton.jit(
-    do_not_specialize=["start", "other_start"], do_not_specialize_on_alignment=["index"]
-)
+@triton.jit(do_not_specialize=["start", "other_start"], do_not_specialize_on_alignment=["index"])
 def fused_backward(
     x, dy, y, dx, dresidual, index, mean, rstd, weight, bias, dweight, dbias, outer, inner_units,
     rows, seg_rows, start, total, index_rows, index_dims, period, map_h, map_w, patch_d, patch_h,
-    patch_w, omega, extent, other_start, other_total, other_omega, other_extent,
-    KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, MODE: tl.constexpr,
-    PARTIAL: tl.constexpr, MIXED: tl.constexpr, SEGMENTED: tl.constexpr, SUMS: tl.constexpr, WEIGHT: tl.constexpr,
+    patch_w, omega, extent, other_start, other_total, other_omega, other_extent, KIND: tl.constexpr,
+    NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr, MODE: tl.constexpr, PARTIAL: tl.constexpr,
+    MIXED: tl.constexpr, SEGMENTED: tl.constexpr, SUMS: tl.constexpr, WEIGHT: tl.constexpr,
     BIAS: tl.constexpr, RELU: tl.constexpr, READ_Y: tl.constexpr, DRESIDUAL: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, EB: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """dγ, db (of each segment with SEGMENTED, wanted or not with SUMS) and dx. `omega`, `extent`: see finish_gradients;
-    PARTIAL: in `exact`, the sample is not everything."""
+    """dγ, db (of each segment with SEGMENTED, wanted or not with SUMS) and dx.
+
+    `omega`, `extent`: see finish_gradients. PARTIAL: in `exact`, the sample is not everything.
+    """
     channels = inner_units * UNIT if CHANNELS_LAST else outer
     map_size = outer if CHANNELS_LAST else inner_units * UNIT
     E_UNIT: tl.constexpr = 1 if CHANNELS_LAST else UNIT
@@ -186,14 +192,15 @@ def fused_backward(
     if MODE == SAMPLED:
         sum_n = tl.multiple_of(total, BOX_UNIT)
         g, gx = part_gradients(
-            x, dy, y, dx, dresidual, c, m, r, w, scale, shift, zero, sum_n, channels, map_size, start, index,
-            index_rows, index_dims, period, map_h, map_w, patch_h, patch_w, KIND, NDIM,
-            CHANNELS_LAST, RELU, READ_Y, False, False, WIDE, BOX_UNIT, EB, CB,
+            x, dy, y, dx, dresidual, c, m, r, w, scale, shift, zero, sum_n, channels, map_size,
+            start, index, index_rows, index_dims, period, map_h, map_w, patch_h, patch_w, KIND,
+            NDIM, CHANNELS_LAST, RELU, READ_Y, False, False, WIDE, BOX_UNIT, EB, CB,
         )  # fmt: skip
     else:
         g, gx = part_gradients(
-            x, dy, y, dx, dresidual, c, m, r, w, scale, shift, first_row * map_size, n, channels, map_size, 0, x, 0, 0,
-            map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False, False, WIDE, E_UNIT, E, CB,
+            x, dy, y, dx, dresidual, c, m, r, w, scale, shift, first_row * map_size, n, channels,
+            map_size, 0, x, 0, 0, map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False,
+            False, WIDE, E_UNIT, E, CB,
         )  # fmt: skip
     db = g * extent
     dw = gx * extent
@@ -203,9 +210,9 @@ def fused_backward(
     if MODE == SAMPLED and MIXED:
         other_n = tl.multiple_of(other_total, E_UNIT)
         other_g, other_gx = part_gradients(
-            x, dy, y, dx, dresidual, c, m, r, w, scale, shift, zero, other_n, channels, map_size, other_start,
-            x, 0, 0, map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False, False, WIDE, E_UNIT, E,
-            CB,
+            x, dy, y, dx, dresidual, c, m, r, w, scale, shift, zero, other_n, channels, map_size,
+            other_start, x, 0, 0, map_size, 1, 1, 1, 1, 0, NDIM, CHANNELS_LAST, RELU, READ_Y, False,
+            False, WIDE, E_UNIT, E, CB,
         )  # fmt: skip
         db += other_g * other_extent
         dw += other_gx * other_extent
@@ -217,12 +224,12 @@ def fused_backward(
         tl.store(dbias + stats_at, db.to(dbias.dtype.element_ty), mask=live)
     slope, lift, constant = slopes(m, r, w, g, gx)
     for j in range(tl.cdiv(n, E)):
-        row, k, at, inside = segment_tile(j, n, first_row, channels, map_size, c, CHANNELS_LAST, WIDE, E)
+        row, k, at, inside = segment_tile(
+            j, n, first_row, channels, map_size, c, CHANNELS_LAST, WIDE, E
+        )
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         g_ = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
-        g_ = relu_gradient(
-            g_, value, y, at, inside, scale[None, :], shift[None, :], RELU, READ_Y
-        )
+        g_ = relu_gradient(g_, value, y, at, inside, scale[None, :], shift[None, :], RELU, READ_Y)
         if DRESIDUAL:
             tl.store(dresidual + at, g_.to(dresidual.dtype.element_ty), mask=inside)
         linear = value * lift[None, :] + constant[None, :]
@@ -236,6 +243,4 @@ def fused_backward(
                 other = (row >= other_start) & (row < other_start + other_total // map_size)
                 share = share + tl.where(other, other_omega, 0.0)
             linear = linear * share[:, None]
-        tl.store(
-            dx + at, (g_ * slope[None, :] + linear).to(dx.dtype.element_ty), mask=inside
-        )
+        tl.store(dx + at, (g_ * slope[None, :] + linear).to(dx.dtype.element_ty), mask=inside)

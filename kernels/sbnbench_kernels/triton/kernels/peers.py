@@ -156,8 +156,8 @@ def finish_absolute(
     tl.store(sign_means + c, sign, mask=live)
     mean = tl.load(means + c, mask=live, other=0.0)
     coefficients(
-        mean, deviation * deviation, weight, bias, running_mean, running_var, means, rstds,
-        scales, shifts, c, live, eps, factor, correction, WEIGHT, BIAS, RUNNING, True,
+        mean, deviation * deviation, weight, bias, running_mean, running_var, means, rstds, scales,
+        shifts, c, live, eps, factor, correction, WEIGHT, BIAS, RUNNING, True,
     )  # fmt: skip
 
 
@@ -167,8 +167,11 @@ def finish_deviation_gradients(
     constants, twists, channels, parts, values, factor, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
     SIGNS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """Where the deviation σ₁ is no root of squares: dx = slope·(dy − mean dy) + twist·∂σ₁/∂x/`factor`,
-    twist = −slope·σ₁/σ·`factor`·Σ dy·x̂; SIGNS: ∂σ₁/∂x has the mean `sign_means`, taken out here."""
+    """Where the deviation σ₁ is no root of squares: dx = slope·(dy − mean dy) + twist·∂σ₁/∂x.
+
+    twist = −slope·σ₁/σ·factor·Σ dy·x̂, `factor` what ∂σ₁/∂x was left without; SIGNS: ∂σ₁/∂x has the
+    mean `sign_means`, taken out here.
+    """
     c = tl.program_id(0) * CB + tl.arange(0, CB)
     live = c < channels
     g = add_parts(sums_g, c, live, channels, parts, P)
@@ -193,11 +196,11 @@ def finish_deviation_gradients(
 @triton.jit
 def box_extremes(
     x, means, m2s, highs, lows, high_at, low_at, outer, inner_units, chunk,
-    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr,
-    CB: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, CHUNK_UNIT: tl.constexpr, UNIT: tl.constexpr,
+    E: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Moments, extremes and where in the chunk the first of each lies, of chunks of `chunk` values
-    of the batch, into tables (chunks, C)."""
+    of the batch, into tables (chunks, C). CHUNK_UNIT divides a chunk and a map."""
     channels = inner_units * UNIT if CHANNELS_LAST else outer
     map_size = outer if CHANNELS_LAST else inner_units * UNIT
     blocks = tl.cdiv(channels, CB)
@@ -205,7 +208,8 @@ def box_extremes(
     c = tl.program_id(0) % blocks * CB + tl.arange(0, CB)
     live = c < channels
     first = part.to(tl.int64) * chunk
-    first_row, rest = origin(first, map_size, 0, 1)
+    first_row, rest = origin(first, map_size, 0, CHUNK_UNIT)
+    chunk = tl.multiple_of(chunk, CHUNK_UNIT)
     lane = tl.arange(0, E)
     mean = tl.zeros((E, CB), tl.float32)
     m2 = tl.zeros((E, CB), tl.float32)
@@ -216,8 +220,8 @@ def box_extremes(
     for j in range(tl.cdiv(chunk, E)):
         local = j * E + lane
         row, k = locate(
-            local, chunk, first, first_row, rest, first, 0, 0, map_size, map_size, 1, 1, 1, 1, 0,
-            1, WIDE,
+            local, chunk, first, first_row, rest, first, 0, 0, map_size, map_size, 1, 1, 1, 1, 0, 1,
+            WIDE,
         )  # fmt: skip
         inside = (local < chunk)[:, None] & live[None, :]
         at = offsets(row, k, c, channels, map_size, CHANNELS_LAST)
@@ -261,8 +265,8 @@ def finish_range(
     deviation = constant * spread / chunks
     tl.store(deviations + c, deviation, mask=live)
     coefficients(
-        mean, deviation * deviation, weight, bias, running_mean, running_var, means, rstds,
-        scales, shifts, c, live, eps, factor, correction, WEIGHT, BIAS, RUNNING, True,
+        mean, deviation * deviation, weight, bias, running_mean, running_var, means, rstds, scales,
+        shifts, c, live, eps, factor, correction, WEIGHT, BIAS, RUNNING, True,
     )  # fmt: skip
 
 

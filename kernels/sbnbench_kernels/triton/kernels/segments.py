@@ -69,8 +69,7 @@ def finish_segments(
 @triton.jit
 def finish_segment_gradients(
     sums_g, sums_gx, means, rstds, weight, slopes, lifts, constants, channels, group, total,
-    seg_len, subs, GROUPED: tl.constexpr, WEIGHT: tl.constexpr, P: tl.constexpr,
-    CB: tl.constexpr,
+    seg_len, subs, GROUPED: tl.constexpr, WEIGHT: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Coefficients of dx = (1/σ)(g − mean g − x̂·mean(g x̂)), g = γ·dy, means over the segment."""
     seg, block, c, live = block_of(tl.program_id(0), channels, group, GROUPED, CB)

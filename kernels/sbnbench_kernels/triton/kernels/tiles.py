@@ -33,8 +33,8 @@ DETACHED = tl.constexpr(2)
 
 @triton.jit
 def locate(
-    local, n, first, first_row, rest, index, index_rows, index_dims, period, map_size, map_h,
-    map_w, patch_h, patch_w, KIND: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr,
+    local, n, first, first_row, rest, index, index_rows, index_dims, period, map_size, map_h, map_w,
+    patch_h, patch_w, KIND: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Row and map position (both int64) of the values `first + local` of a box, `local` < n.
 
@@ -143,8 +143,8 @@ def merge_lanes(mean, m2, counts, n):
 
 @triton.jit
 def part_moments(
-    x, first, n, c, channels, map_size, start, index, index_rows, index_dims, period, map_h,
-    map_w, patch_h, patch_w, KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    x, first, n, c, channels, map_size, start, index, index_rows, index_dims, period, map_h, map_w,
+    patch_h, patch_w, KIND: tl.constexpr, NDIM: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr, E: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations [CB] of the values first … first+n−1 of a box."""

@@ -12,7 +12,16 @@ import sbnbench_kernels.triton as backend
 from sbnbench.errors import NotApplicable
 from sbnbench_kernels.contract import State
 from sbnbench_kernels.eager import (
-    bcn, ebn, evonorm, frn, ghost, grouped, l1bn, rbn, renorm, switchable,
+    bcn,
+    ebn,
+    evonorm,
+    frn,
+    ghost,
+    grouped,
+    l1bn,
+    rbn,
+    renorm,
+    switchable,
 )  # fmt: skip
 
 OPS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -92,7 +101,9 @@ def check(kit, name, shape, dtype, format, training):  # noqa: A002
     tolerance = kit.tolerance[dtype] * few
     floor = 1e-3 * wide.dy.square().mean().sqrt().item()
     for what, a, e in zip(("y", "dx", "dweight", "dbias"), result, expected, strict=False):
-        near(a, e, tolerance * (4 if what in ("dweight", "dbias") else 1), floor, what)
+        # A sum over a channel may cancel altogether, as dγ does in bcn with a group a channel.
+        many = inputs.x.numel() / shape[1] if what in ("dweight", "dbias") else 1
+        near(a, e, tolerance * (1 if many == 1 else 4), floor * many**0.5, what)
     assert result[0].dtype == result[1].dtype == dtype
     assert result[4].keys() == expected[4].keys()
     for key, wanted in expected[4].items():
@@ -117,7 +128,8 @@ def test_training(kit, choice, name, shape, format, dtype):  # noqa: A002
     ("name", "shape", "format", "dtype", "choice", "training"),
     [
         (n, s, *next(SETTINGS), training)
-        for n, s, training in product(OPS, FULL, (True, True, False))
+        for training, shapes in ((True, FULL), (False, FULL[2:5]))
+        for n, s in product(OPS, shapes)
     ],
     indirect=["choice"],
 )
