@@ -8,6 +8,7 @@ from sbnbench_kernels.catalog.common import EPS
 _EAGER = "sbnbench_kernels.eager.grouped"
 _ATEN = "sbnbench_kernels.aten.grouped"
 _INDUCTOR = "sbnbench_kernels.inductor.peers"
+_TRITON = "sbnbench_kernels.triton"
 _FORMULA = "y = γ(x−μ)/σ + b; μ, σ² (biased) of {over}"
 
 NORMALIZERS: tuple[Normalizer, ...] = (
@@ -20,6 +21,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "eager": f"{_EAGER}:GroupNorm",
             "aten": f"{_ATEN}:GroupNorm",
             "inductor": f"{_INDUCTOR}:GroupNorm",
+            "triton": f"{_TRITON}:GroupNorm",
         },
         params=(
             Param("groups", "int", 32, "groups of channels; must divide their number", low=1),
@@ -37,6 +39,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "eager": f"{_EAGER}:LayerNorm",
             "aten": f"{_ATEN}:LayerNorm",
             "inductor": f"{_INDUCTOR}:LayerNorm",
+            "triton": f"{_TRITON}:LayerNorm",
         },
         params=(EPS,),
         notes="GroupNorm with one group: γ and b per channel. eval() computes as training does.",
@@ -51,6 +54,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "eager": f"{_EAGER}:InstanceNorm",
             "aten": f"{_ATEN}:InstanceNorm",
             "inductor": f"{_INDUCTOR}:InstanceNorm",
+            "triton": f"{_TRITON}:InstanceNorm",
         },
         params=(EPS,),
         notes="eval() computes as training does.",

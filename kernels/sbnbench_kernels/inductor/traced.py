@@ -105,7 +105,7 @@ class Traced(Compiled):
                 state.training,
                 state.seed,
                 0,
-                dict(zip(names, extra)),  # type: ignore[arg-type]
+                dict(zip(names, extra, strict=True)),  # type: ignore[arg-type]
             )
             y, kept = super(Traced, self).forward(x, weight, bias, traced)  # type: ignore[misc]
             new: list[Tensor] = []
