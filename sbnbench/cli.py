@@ -247,6 +247,40 @@ def gate(
 
 
 @app.command(
+    epilog="Examples:\n\n[bold]sbnbench kernels fs --arch sm_90[/]\n\n"
+    "[bold]sbnbench kernels 'fs\\[backward=sampled]' --input synthetic:256x56x56 --batch 256 "
+    "--dtype bfloat16 --gpu h100-sxm[/]"
+)
+def kernels(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="A contender; all with kernels if left out.")
+    ] = "",
+    arch: Annotated[str, typer.Option(help="sm_80, sm_90, sm_100, … (default: sm_90).")] = "",
+    gpu: Annotated[str, typer.Option(help="Predict for a GPU: a100-80gb, h100-sxm, …")] = "",
+    bandwidth: Annotated[
+        float | None, typer.Option(help="Predict at a measured bandwidth, in GB/s.")
+    ] = None,
+    source: Annotated[str, typer.Option("--input", help="synthetic:CxHxW or real:LAYER.")] = (
+        "synthetic:64x56x56"
+    ),
+    batch: Annotated[int, typer.Option(min=1, help="The batch.")] = 32,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    form: Annotated[str, typer.Option("--format", help="contiguous or channels_last.")] = (
+        "contiguous"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
+) -> None:
+    """What a Triton contender will cost on a GPU that is not here: compiled, not run."""
+    from sbnbench import api, console
+
+    found = api.kernels(name, source, batch, dtype, form, arch, gpu, bandwidth)
+    if as_json:
+        typer.echo(api.as_json(found))
+    else:
+        console.show_kernels(console.make_console(), found)
+
+
+@app.command(
     epilog="Examples:\n\n[bold]sbnbench doctor[/]\n\n"
     "[bold]sbnbench doctor --noise --trials 50 --threshold 2.5%[/]"
 )

@@ -25,6 +25,7 @@ from sbnbench.observer import Observer
 
 if TYPE_CHECKING:
     from sbnbench.gate import Gate
+    from sbnbench.kernel_costs import Costs
     from sbnbench.noise import Noise, Trial
 
 SIGN = {"FASTER": "▲", "SLOWER": "▼", "SAME": "=", "UNCLEAR": "?"}
@@ -405,3 +406,41 @@ def show_noise(console: Console, found: Noise) -> None:
             f"in {units.duration(budget)} this machine decides at a threshold of "
             f"{units.percent(threshold)}"
         )
+
+
+def show_kernels(console: Console, found: list[Costs]) -> None:
+    """Each contender's launches, and what they move."""
+    for costs in found:
+        shape = "×".join(map(str, costs.shape))
+        table(
+            console,
+            escape(f"{costs.contender} on {shape} {costs.dtype} {costs.format}, {costs.arch}"),
+            (
+                *("kernel", "direction", "programs", "warps", "registers", "spills", "shared"),
+                *("occupancy", "limited by", "load", "store"),
+            ),
+            (
+                [
+                    escape(k.kernel),
+                    k.direction,
+                    str(k.programs),
+                    str(k.warps),
+                    str(k.registers),
+                    f"[red]{k.spills}[/]" if k.spills else "0",
+                    units.size(k.shared_bytes),
+                    units.percent(k.occupancy),
+                    k.limited_by,
+                    f"{k.load_bits} bit",
+                    f"{k.store_bits} bit",
+                ]
+                for k in costs.kernels
+            ),
+        )
+        for t in costs.totals:
+            end = f"; at {costs.gpu} no less than {units.seconds(t.seconds)}" if t.seconds else ""
+            console.print(
+                f"{t.direction}: {t.launches} launches, reads {units.size(t.bytes_read)}, writes "
+                f"{units.size(t.bytes_written)}, {t.flops:.3g} operations{end}",
+                markup=False,
+            )
+        console.print()
