@@ -96,8 +96,13 @@ def predicted_seconds(traffic: Traffic, gpu: Gpu) -> float:
     return max(traffic.moved / gpu.bandwidth, traffic.flops / gpu.float32)
 
 
+SHORT = {"a100": "a100-80gb", "h100": "h100-sxm"}
+"""What people say, and the model that is meant."""
+
+
 def find_gpu(name: str) -> Gpu:
     """By name; UnknownName with suggestions."""
+    name = SHORT.get(name, name)
     if name not in GPUS:
         raise UnknownName("GPU", name, GPUS)
     return GPUS[name]
