@@ -14,6 +14,7 @@ from sbnbench_kernels.catalog.common import (
 )
 
 _EAGER = "sbnbench_kernels.eager.sampled"
+_TRITON = "sbnbench_kernels.triton"
 _FORMULA = "y = γ(x−μ_S)/σ_S + b; μ_S, σ_S² (biased) a channel of S = {sample}"
 _MIXTURE = "μ = βμ_v+(1−β)μ_s, σ² = βσ_v²+(1−β)σ_s²+β(1−β)(μ_v−μ_s)²; v virtual rows, s = {sample}"
 _CHEN = (
@@ -36,7 +37,11 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Batch Normalization",
         formula="y = γ(x−μ)/σ + b; μ, σ² (biased) a channel of the whole batch",
         source="Ioffe and Szegedy, Batch Normalization, arXiv 1502.03167",
-        backends={"eager": f"{_EAGER}:BatchNorm", "aten": "sbnbench_kernels.aten.batch:BatchNorm"},
+        backends={
+            "eager": f"{_EAGER}:BatchNorm",
+            "aten": "sbnbench_kernels.aten.batch:BatchNorm",
+            "triton": f"{_TRITON}:BatchNorm",
+        },
         params=(EPS,),
     ),
     Normalizer(
@@ -44,7 +49,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Naive sampling",
         formula=_FORMULA.format(sample="random elements, without replacement"),
         source=f"{_CHEN}; {_BACKWARD}",
-        backends={"eager": f"{_EAGER}:NaiveSampling"},
+        backends={"eager": f"{_EAGER}:NaiveSampling", "triton": f"{_TRITON}:NaiveSampling"},
         params=(RATIO, backward("sampled"), REDRAW, EPS),
         notes="Accurate, but its memory access is irregular.",
         without=_NO_ATEN,
@@ -54,7 +59,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Batch Sampling",
         formula=_FORMULA.format(sample="a few whole samples of the batch"),
         source=f"{_CHEN}; {_BACKWARD}",
-        backends={"eager": f"{_EAGER}:BatchSampling"},
+        backends={"eager": f"{_EAGER}:BatchSampling", "triton": f"{_TRITON}:BatchSampling"},
         params=(RATIO, backward("sampled"), REDRAW, EPS),
         without=_NO_ATEN,
     ),
@@ -63,7 +68,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Feature Sampling",
         formula=_FORMULA.format(sample="a small patch of each map of every sample"),
         source=f"{_CHEN}; {_BACKWARD}; the position of the patch is one too",
-        backends={"eager": f"{_EAGER}:FeatureSampling"},
+        backends={"eager": f"{_EAGER}:FeatureSampling", "triton": f"{_TRITON}:FeatureSampling"},
         params=(RATIO, POSITION, backward("sampled"), REDRAW, EPS),
         notes=(
             "One position shared by all samples can see a constant border: the variance collapses "
@@ -76,7 +81,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Virtual Dataset Normalization",
         formula=_FORMULA.format(sample="the virtual rows at the end of the batch"),
         source=f"{_CHEN}; {_BACKWARD}",
-        backends={"eager": f"{_EAGER}:VirtualDataset"},
+        backends={"eager": f"{_EAGER}:VirtualDataset", "triton": f"{_TRITON}:VirtualDataset"},
         params=(NUM_VIRTUAL, backward("exact"), EPS),
         notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
@@ -86,7 +91,10 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Batch Sampling with virtual rows",
         formula=_MIXTURE.format(sample="a few whole real samples"),
         source=f"{_CHEN}; the mixture's moments are an [interpretation]; {_BACKWARD}",
-        backends={"eager": f"{_EAGER}:BatchSamplingVirtual"},
+        backends={
+            "eager": f"{_EAGER}:BatchSamplingVirtual",
+            "triton": f"{_TRITON}:BatchSamplingVirtual",
+        },
         params=(RATIO, BETA, NUM_VIRTUAL, backward("sampled"), REDRAW, EPS),
         notes=f"{_VIRTUAL}.",
         without=_NO_ATEN,
@@ -96,7 +104,10 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         title="Feature Sampling with virtual rows",
         formula=_MIXTURE.format(sample="a small patch of each map of every real sample"),
         source=f"{_CHEN}; the mixture's moments are an [interpretation]; {_BACKWARD}",
-        backends={"eager": f"{_EAGER}:FeatureSamplingVirtual"},
+        backends={
+            "eager": f"{_EAGER}:FeatureSamplingVirtual",
+            "triton": f"{_TRITON}:FeatureSamplingVirtual",
+        },
         params=(RATIO, POSITION, BETA, NUM_VIRTUAL, backward("sampled"), REDRAW, EPS),
         notes=f"{_VIRTUAL}.",
         without=_NO_ATEN,
