@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sbnbench.model import Estimate
 
 _TIME = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
@@ -39,3 +41,12 @@ def ratio(estimate: Estimate) -> str:
         return text
     half = (estimate.high - estimate.low) / 2 / estimate.value
     return f"{text} ±{percent(half)}"
+
+
+def interval(estimate: Estimate) -> str:
+    """0.931 … 1.118 → '0.93–1.12', with as many digits as its width asks for."""
+    if estimate.low is None or estimate.high is None:
+        return "no interval"
+    width = estimate.high - estimate.low
+    digits = 2 if not 0 < width < 0.1 else min(3, 1 - math.floor(math.log10(width)))
+    return f"{estimate.low:.{digits}f}–{estimate.high:.{digits}f}"

@@ -52,6 +52,10 @@ class Op(Protocol):
         ...
 
 
+# An op whose backward is not the derivative of its forward says so with an attribute or property
+# `exact_gradient = False`; the harness then verifies gradients by the eager backward in float64.
+
+
 class Estimator(Op, Protocol):
     """An op whose statistics estimate those of full BatchNorm."""
 

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from sbnbench.errors import CollapsedSample, NotApplicable
 from sbnbench.model import Contender, format_param
 from sbnbench.registry import build, make_contender, normalizers
-from sbnbench_kernels.contract import Op, State
+from sbnbench_kernels.contract import Extended, Op, State
 from sbnbench_kernels.recompute import Replay, copy_state
 
 _EXTRA = "extra_"
@@ -74,24 +74,30 @@ class Norm(_BatchNorm):
             device=device,
             dtype=dtype,
         )
+        self.keeps_running = algorithm.running
+        self.replaces: type[_BatchNorm] | None = None
         self.contender: Contender = make_contender(normalizer, backend, params)
         self.seed = seed
         self.num_virtual = int(algorithm.resolve(params).get("num_virtual", 0))
         self._op: Op = build(self.contender)
+        self._learned: tuple[str, ...] = ()
+        if hasattr(self._op, "parameters"):
+            self._extend(self._op, device, dtype)
         self._replay = Replay()
         self.register_buffer("_collapsed", None, persistent=False)
         self._collapsed: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
+        """y (N, C, *spatial); in training it draws, and updates the running statistics."""
         self._check_input_dim(x)
         again = self._replay.find() if self.training else None
         if again is not None:
-            return _apply(self._op, again, x, self.weight, self.bias)
+            return self._apply_op(again, x)
         state = self._state()
         if self.training:
             self._replay.record(state)
             self._look_for_collapse(x, state)
-        y = _apply(self._op, state, x, self.weight, self.bias)
+        y = self._apply_op(state, x)
         self._keep(state)
         return y
 
@@ -109,6 +115,12 @@ class Norm(_BatchNorm):
                 )
         return self
 
+    def follow(self) -> None:
+        """Takes the step from num_batches_tracked, which was set from outside."""
+        tracked = self.num_batches_tracked
+        if tracked is not None and not tracked.is_meta:
+            self.step = int(tracked)
+
     def reset_running_stats(self) -> None:
         super().reset_running_stats()
         self.step = 0
@@ -121,10 +133,27 @@ class Norm(_BatchNorm):
             f"backend={self.contender.backend}, seed={self.seed}"
         )
 
+    def _extend(
+        self, op: Extended, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        parameters, buffers = op.parameters(self.num_features), op.buffers(self.num_features)
+        self._learned = tuple(parameters)
+        for name, value in parameters.items():
+            self.register_parameter(_EXTRA + name, nn.Parameter(value.to(device, dtype)))
+        for name, value in buffers.items():
+            self.register_buffer(_EXTRA + name, value.to(device, dtype))
+
+    def _apply_op(self, state: State, x: Tensor) -> Tensor:
+        learned = [self._parameters[_EXTRA + name] for name in self._learned]
+        y: Tensor = _Apply.apply(  # type: ignore[no-untyped-call]
+            self._op, state, x, self.weight, self.bias, self._learned, *learned
+        )
+        return y
+
     def _state(self) -> State:
         extra = {
             name.removeprefix(_EXTRA): value
-            for name, value in self._buffers.items()
+            for name, value in (*self._buffers.items(), *self._parameters.items())
             if name.startswith(_EXTRA) and value is not None
         }
         return State(
@@ -139,7 +168,8 @@ class Norm(_BatchNorm):
 
     def _keep(self, state: State) -> None:
         for name, value in state.extra.items():
-            self.register_buffer(_EXTRA + name, value)
+            if name not in self._learned:
+                self.register_buffer(_EXTRA + name, value)
         if self.training:
             self.step = state.step
             if self.num_batches_tracked is not None:
@@ -163,12 +193,11 @@ class Norm(_BatchNorm):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # What an op keeps beyond BatchNorm's averages appears with its first forward, or here.
         for key, value in state_dict.items():
-            if key.startswith(prefix + _EXTRA):
-                self.register_buffer(key.removeprefix(prefix), torch.empty_like(value))
+            name = key.removeprefix(prefix)
+            if key.startswith(prefix + _EXTRA) and name not in self._parameters:
+                self.register_buffer(name, torch.empty_like(value))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        tracked = self.num_batches_tracked
-        if tracked is not None and not tracked.is_meta:
-            self.step = int(tracked)
+        self.follow()
 
 
 class _Apply(torch.autograd.Function):
@@ -176,11 +205,19 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, op: Op, state: State, x: Tensor, weight: Tensor | None, bias: Tensor | None
+        ctx: Any,
+        op: Op,
+        state: State,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        learned: tuple[str, ...],
+        *extra: Tensor,
     ) -> Tensor:
         y, saved = op.forward(x, weight, bias, state)
         leaves, ctx.spec = tree_flatten(saved)
         ctx.op = op
+        ctx.learned = {name: t.dtype for name, t in zip(learned, extra, strict=True)}
         ctx.save_for_backward(*(v for v in leaves if isinstance(v, Tensor)))
         ctx.others = [None if isinstance(v, Tensor) else (v,) for v in leaves]
         return y
@@ -190,9 +227,6 @@ class _Apply(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         tensors = iter(ctx.saved_tensors)
         leaves = [next(tensors) if other is None else other[0] for other in ctx.others]
-        return None, None, *ctx.op.backward(dy, tree_unflatten(leaves, ctx.spec))
-
-
-def _apply(op: Op, state: State, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    y: Tensor = _Apply.apply(op, state, x, weight, bias)  # type: ignore[no-untyped-call]
-    return y
+        dx, dweight, dbias, *own = ctx.op.backward(dy, tree_unflatten(leaves, ctx.spec))
+        extra = (own[0][name].to(dtype) for name, dtype in ctx.learned.items())
+        return None, None, dx, dweight, dbias, None, *extra

@@ -17,6 +17,6 @@ def update_running(state: State, mean: Tensor, var: Tensor, correction: float) -
     """new = (1−m)·old + m·batch in place, `var` (C,) biased and multiplied by `correction`."""
     weight = momentum_of(state)
     if state.running_mean is not None:
-        state.running_mean.lerp_(mean.to(state.running_mean.dtype), weight)
+        state.running_mean.lerp_(mean.detach().to(state.running_mean.dtype), weight)
     if state.running_var is not None:
-        state.running_var.lerp_((var * correction).to(state.running_var.dtype), weight)
+        state.running_var.lerp_((var.detach() * correction).to(state.running_var.dtype), weight)

@@ -80,7 +80,9 @@ def draw_patches(
     else:
         index, offset = divmod(step, BLOCK)
         rows = batch if position == "per-sample" else 1
-        corners = _corners(seed, index, rows, room, device)[offset].expand(batch, -1)
+        corners = _corners(seed, index, rows, room, device)[offset]
+        if rows != batch:
+            corners = corners.expand(batch, -1)
     return Box(0, batch, corners, patch)
 
 
@@ -114,10 +116,10 @@ def _starts(seed: int, index: int, room: int) -> list[int]:
 @lru_cache(maxsize=128)
 def _corners(
     seed: int, index: int, rows: int, room: tuple[int, ...], device: torch.device
-) -> Tensor:
+) -> tuple[Tensor, ...]:
     limits = np.array(room, dtype=np.int64) + 1
     draws = _generator(seed, index).integers(0, limits, size=(BLOCK, rows, len(room)))
-    return torch.from_numpy(draws).to(device)
+    return torch.from_numpy(draws).to(device).unbind()
 
 
 @lru_cache(maxsize=128)

@@ -43,12 +43,12 @@ def per_channel(v: Tensor, dim: int) -> Tensor:
 def make_inputs(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float64,
-    format: str = "contiguous",  # noqa: A002
+    layout: str = "contiguous",
     seed: int = 0,
     offset: float = 3.0,
 ) -> Inputs:
     """Values with an offset and a scale for each channel, correlated in space and within a sample,
-    heavy-tailed; γ, b and dy far from 1, 0 and white. Formats: contiguous, channels_last, sliced
+    heavy-tailed; γ, b and dy far from 1, 0 and white. Layouts: contiguous, channels_last, sliced
     (every second element of a larger tensor), transposed (the last two dimensions swapped)."""
     g = torch.Generator().manual_seed(seed)
 
@@ -64,22 +64,22 @@ def make_inputs(
     dy = normal(*shape) * per_channel(scale, dim) + 0.3 * x / x.abs().mean() + 0.5
     kept = torch.float64 if dtype == torch.float64 else torch.float32
     return Inputs(
-        lay_out(x.to(dtype), format),
+        lay_out(x.to(dtype), layout),
         (1.5 + 0.5 * normal(channels)).to(kept),
         normal(channels).to(kept),
-        lay_out(dy.to(dtype), format),
+        lay_out(dy.to(dtype), layout),
     )
 
 
-def lay_out(t: Tensor, format: str) -> Tensor:  # noqa: A002
+def lay_out(t: Tensor, layout: str) -> Tensor:
     """The same values in another memory format."""
-    if format == "channels_last" and t.dim() in (4, 5):
+    if layout == "channels_last" and t.dim() in (4, 5):
         last = torch.channels_last if t.dim() == 4 else torch.channels_last_3d
         return t.contiguous(memory_format=last)
-    if format == "sliced":
+    if layout == "sliced":
         larger = t.repeat_interleave(2, 0).repeat_interleave(2, -1)
         return larger[::2, ..., ::2]
-    if format == "transposed" and t.dim() > 3:
+    if layout == "transposed" and t.dim() > 3:
         return t.transpose(-1, -2).contiguous().transpose(-1, -2)
     return t.contiguous()
 

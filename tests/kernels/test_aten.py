@@ -19,12 +19,12 @@ LAYERS = {
 SHAPES = [(5, 6), (5, 6, 9), (5, 6, 9, 8), (3, 6, 4, 5, 6), (1, 6, 9, 8)]
 
 
-@pytest.mark.parametrize("format", ["contiguous", "channels_last", "sliced", "transposed"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "transposed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", list(LAYERS))
-def test_agrees_with_eager(kit, name, dtype, format):
+def test_agrees_with_eager(kit, name, dtype, layout):
     for shape in SHAPES[name == "in" :]:
-        inputs = kit.make_inputs(shape, dtype, format)
+        inputs = kit.make_inputs(shape, dtype, layout)
         result = kit.run(f"{name}@aten", inputs, State())
         expected = kit.run(name, inputs, State())
         # Groups of two values: dx is a difference of nearly equal sums.
@@ -45,11 +45,11 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("format", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", list(LAYERS))
-def test_runs_the_operators_of_the_module(kit, name, training, format):
-    inputs = kit.make_inputs((5, 6, 9, 8), torch.float32, format)
+def test_runs_the_operators_of_the_module(kit, name, training, layout):
+    inputs = kit.make_inputs((5, 6, 9, 8), torch.float32, layout)
     layer = LAYERS[name].train(training)
     with Operators() as of_module:
         y = layer(inputs.x.clone().requires_grad_())

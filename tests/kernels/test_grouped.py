@@ -48,7 +48,7 @@ def test_forward_and_backward_agree_with_float64(kit, name, data):
     shape = data.draw(SHAPES)
     divisors = [g for g in range(1, shape[1] + 1) if shape[1] % g == 0]
     text, groups = contender_and_groups(name, shape[1], data.draw(st.sampled_from(divisors)))
-    inputs = kit.make_inputs(shape, format=data.draw(st.sampled_from(FORMATS)), seed=shape[0])
+    inputs = kit.make_inputs(shape, layout=data.draw(st.sampled_from(FORMATS)), seed=shape[0])
     if name == "in" and torch.Size(shape[2:]).numel() < 2:
         with pytest.raises(NotApplicable, match="Expected more than 1 spatial element"):
             kit.run(text, inputs, State())
@@ -62,11 +62,11 @@ def test_forward_and_backward_agree_with_float64(kit, name, data):
         torch.testing.assert_close(tuple(result), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", ["gn", "ln", "in"])
-def test_every_dtype_and_memory_format(kit, name, dtype, format):
-    inputs = kit.make_inputs((4, 6, 12, 10), dtype, format)
+def test_every_dtype_and_memory_format(kit, name, dtype, layout):
+    inputs = kit.make_inputs((4, 6, 12, 10), dtype, layout)
     text, groups = contender_and_groups(name, 6, 3)
     result = kit.run(text, inputs, State())
     kit.assert_near(result, dense(inputs, groups), kit.tolerance[dtype])
@@ -77,9 +77,7 @@ def test_every_dtype_and_memory_format(kit, name, dtype, format):
 
 def test_as_many_groups_as_channels_is_instance_norm(kit):
     inputs = kit.make_inputs((4, 6, 8, 7))
-    kit.assert_near(
-        kit.run("gn[groups=6]", inputs, State()), kit.run("in", inputs, State()), 1e-12
-    )
+    kit.assert_near(kit.run("gn[groups=6]", inputs, State()), kit.run("in", inputs, State()), 1e-12)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aten"])

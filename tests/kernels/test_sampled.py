@@ -63,19 +63,19 @@ def test_forward_and_backward_agree_with_float64(kit, name, mode, data):
         params["num_virtual"] = data.draw(st.integers(1, 3))
     if "+" in name:
         params["beta"] = data.draw(st.sampled_from([0, 0.25, 0.5, 1]))
-    inputs = kit.make_inputs(shape, format=data.draw(st.sampled_from(FORMATS)), seed=shape[0])
+    inputs = kit.make_inputs(shape, layout=data.draw(st.sampled_from(FORMATS)), seed=shape[0])
     state = State(seed=data.draw(st.integers(0, 2**70)), step=data.draw(st.integers(0, 600)))
     mode = "exact" if name == "bn" else mode
     # A sample of nearly equal values divides by nearly √ε: its conditioning is in the tolerance.
     check(kit, contender(name, **params), mode, inputs, state, 1e-7)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", FAMILY)
-def test_every_dtype_and_memory_format(kit, name, mode, dtype, format):
-    inputs = kit.make_inputs((8, 6, 12, 10), dtype, format)
+def test_every_dtype_and_memory_format(kit, name, mode, dtype, layout):
+    inputs = kit.make_inputs((8, 6, 12, 10), dtype, layout)
     ratio = {} if name in ("bn", "vdn") else {"ratio": "1/4"}
     text = contender(name, backward=mode, **ratio)
     state = State(seed=3, step=5)

@@ -6,8 +6,9 @@ from sbnbench.model import Normalizer, Param
 from sbnbench_kernels.catalog.common import EPS
 
 _EAGER = "sbnbench_kernels.eager.grouped"
-_TRITON = "sbnbench_kernels.triton"
 _ATEN = "sbnbench_kernels.aten.grouped"
+_INDUCTOR = "sbnbench_kernels.inductor.peers"
+_TRITON = "sbnbench_kernels.triton"
 _FORMULA = "y = γ(x−μ)/σ + b; μ, σ² (biased) of {over}"
 
 NORMALIZERS: tuple[Normalizer, ...] = (
@@ -19,6 +20,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         backends={
             "eager": f"{_EAGER}:GroupNorm",
             "aten": f"{_ATEN}:GroupNorm",
+            "inductor": f"{_INDUCTOR}:GroupNorm",
             "triton": f"{_TRITON}:GroupNorm",
         },
         params=(
@@ -36,6 +38,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         backends={
             "eager": f"{_EAGER}:LayerNorm",
             "aten": f"{_ATEN}:LayerNorm",
+            "inductor": f"{_INDUCTOR}:LayerNorm",
             "triton": f"{_TRITON}:LayerNorm",
         },
         params=(EPS,),
@@ -50,6 +53,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         backends={
             "eager": f"{_EAGER}:InstanceNorm",
             "aten": f"{_ATEN}:InstanceNorm",
+            "inductor": f"{_INDUCTOR}:InstanceNorm",
             "triton": f"{_TRITON}:InstanceNorm",
         },
         params=(EPS,),

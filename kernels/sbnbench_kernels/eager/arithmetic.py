@@ -40,11 +40,10 @@ def scale_of(weight: Tensor | None, rstd: Tensor) -> Tensor:
 def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """scale·x + shift, with scale and shift (C,) or (N, C), rounded once to x's dtype."""
     scale, shift = column(scale, x), column(shift, x)
-    if x.is_cuda:
+    if x.is_cuda and not torch.is_grad_enabled():
         return torch.addcmul(shift, x, scale, out=torch.empty_like(x))
     # On a CPU addcmul does not vectorise over a broadcast operand; mul and add do.
-    wide = torch.mul(x, scale, out=torch.empty_like(x, dtype=scale.dtype))
-    return wide.add_(shift).to(x.dtype)
+    return (x * scale).add_(shift).to(x.dtype)
 
 
 def combine(dy: Tensor, a: Tensor, x: Tensor, b: Tensor, c: Tensor) -> Tensor:

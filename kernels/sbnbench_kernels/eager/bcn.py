@@ -4,7 +4,7 @@ h = γ(x−μ_c)/√(σ_c²+ε) + b,   y = Γ_g(h−μ_ng)/√(σ_ng²+ε) + β_
 
 γ, b per channel are the layer's weight and bias; Γ, β per group of channels stand in `State.extra`
 as `group_weight` and `group_bias`. S. Qiao, H. Wang, C. Liu, W. Shen, A. Yuille, Micro-Batch
-Training with Batch-Channel Normalization and Weight Standardization, arXiv 1903.10520 (section 4).
+Training with Batch-Channel Normalization and Weight Standardization, arXiv 1903.10520.
 
 estimate=false: the statistics of the batch, the paper's form for large batches.
 estimate=true: for micro-batches, the running estimates, moved before they are used and constant to
@@ -72,7 +72,7 @@ class BatchChannelNorm(ExtendedPeer):
     ) -> tuple[Tensor, _Saved]:
         check_input(x)
         check_groups(x.shape[1], self.groups)
-        if x[0].numel() // self.groups < 2:
+        if x.shape[1:].numel() // self.groups < 2:
             raise NotApplicable(
                 f"Expected more than 1 value per channel when training: groups={self.groups} of "
                 f"input size {x.shape} hold one value each"
@@ -132,7 +132,7 @@ class BatchChannelNorm(ExtendedPeer):
         if self.estimate or (kept and not state.training):
             running_mean, running_var = require_running(state, "bcn with estimate=true")
             if state.training:
-                mean, var = (t[0] for t in merge(*maps, 0))
+                mean, var = (t[0].detach() for t in merge(*maps, 0))
                 about_old = var + (mean - running_mean.to(dtype)).square()
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum_of(state))
                 running_var.lerp_(about_old.to(running_var.dtype), momentum_of(state))
@@ -145,7 +145,7 @@ class BatchChannelNorm(ExtendedPeer):
 
     def _grouped(self, t: Tensor) -> Tensor:
         """(N, C) to (N, groups, C/groups)."""
-        return t.reshape(t.shape[0], self.groups, -1)
+        return t.reshape(t.shape[0], self.groups, t.shape[1] // self.groups)
 
     def _spread(self, t: Tensor, x: Tensor) -> Tensor:
         """(N, groups, 1) to (N, C)."""

@@ -8,19 +8,19 @@ first order around the θ it saw,
 x̂ = (x−μ̄)/√(σ̄²+ε),   y = γx̂ + b
 
 Z. Yao, Y. Cao, S. Zheng, G. Huang, S. Lin, Cross-Iteration Batch Normalization, CVPR 2021, arXiv
-2002.05712, section 3. A channel's derivative runs over its own row of θ, as there.
+2002.05712. A channel's derivative runs over its own row of θ, as there.
 
 Computed, without a difference of large numbers, as σ̄² = mean_τ v_{t−τ|t} + var_τ μ_{t−τ|t} with
 v_{t−τ|t} = max(0, v + ⟨∂v/∂θ, Δ⟩ − ⟨∂μ/∂θ, Δ⟩²), v the variance of an iteration: the same number.
 
 θ, ∂μ/∂θ and ∂v/∂θ, each (C, F), come through `State.extra` as `theta`, `mean_slope` and
-`var_slope`, set by `observe` before each forward (kind C). Without them Δ counts as zero: the
-uncorrected average over iterations that the paper calls naive.
+`var_slope`, set by `observe` before each forward (kind C), as `watch` does for a module. Without
+them Δ counts as zero: the uncorrected average over iterations, naive CBN in the paper.
 
 Choices. Statistics are kept from the first iteration on; up to iteration `burnin` only the batch's
 own are used. `running_mean` and `running_var` average the batch's own (Bessel-corrected), and
-eval() is BatchNorm's. In the window an iteration counts from the one in which it was kept; what
-`observe` gave is kept in it too, so k−1 times three (C, F) tensors.
+eval() is BatchNorm's. `State.extra` keeps the window, `past_mean` and `past_var` (k−1, C), with
+what `observe` gave, three (k−1, C, F) more.
 
 Backward: through the statistics of this iteration, which weigh 1/k; those of earlier ones, and θ in
 the correction, are constants:  dx = (1/σ̄)·(g − (1/k)·(mean g + x̂·mean(g x̂))).
@@ -32,6 +32,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
+from torch.utils.hooks import RemovableHandle
 
 from sbnbench.errors import NotApplicable
 from sbnbench_kernels.contract import State
@@ -49,6 +51,7 @@ from sbnbench_kernels.eager.peer import (
 from sbnbench_kernels.running import update_running
 
 OBSERVED = ("theta", "mean_slope", "var_slope")
+_PULLS = ((nn.Conv1d, conv1d_weight), (nn.Conv2d, conv2d_weight), (nn.Conv3d, conv3d_weight))
 
 
 class _Saved(NamedTuple):
@@ -80,14 +83,16 @@ class CrossIterationBatchNorm(BatchPeer, ExtendedPeer):
             past_mean, past_var = _corrected(extra)
             means = torch.cat((means, past_mean.to(mean.dtype)))
             variances = torch.cat((variances, past_var.to(var.dtype)))
-        count = (~means.isnan()).sum(0)
-        merged = means.nanmean(0)
-        spread = variances.nanmean(0) + (means - merged).square().nanmean(0)
+        there = ~means.isnan()
+        share = 1 / there.sum(0, dtype=mean.dtype)
+        merged = torch.where(there, means, 0).sum(0) * share
+        between = torch.where(there, means - merged, 0).square()
+        spread = (torch.where(there, variances, 0) + between).sum(0) * share
         if state.training:
-            _keep(extra, mean, var)
+            _keep(extra, mean.detach(), var.detach())
             update_running(state, mean, var, bessel(x))
         rstd = (spread + self.eps).rsqrt()
-        return scales.apply(x, merged, rstd), _Saved(x, scales, merged, rstd, 1 / count)
+        return scales.apply(x, merged, rstd), _Saved(x, scales, merged, rstd, share)
 
     def _gradients(self, dy: Tensor, saved: _Saved) -> Gradients:
         x, scales, mean, rstd, share = saved
@@ -137,18 +142,26 @@ def observe(layer: nn.Module, given: Tensor, x: Tensor, state: State) -> None:
     state.extra["mean_slope"], state.extra["var_slope"] = mean_slope, var_slope
 
 
+def watch(layer: nn.Module, norm: nn.Module) -> RemovableHandle:
+    """Lets a training `norm` of this kind observe the layer before it; remove() ends that."""
+
+    def hook(layer: nn.Module, given: tuple[Tensor, ...], x: Tensor) -> None:
+        if norm.training:
+            state = State()
+            observe(layer, given[0].detach(), x.detach(), state)
+            for name, value in state.extra.items():
+                norm.register_buffer(f"extra_{name}", value)
+
+    return layer.register_forward_hook(hook)
+
+
 def _pull(layer: nn.Module, given: Tensor, dx: Tensor) -> Tensor:
     """⟨dx, ∂x/∂θ⟩, each channel over its own row of θ: (C, F)."""
     if isinstance(layer, nn.Linear):
         return dx.T @ given
-    pulls = {
-        nn.Conv1d: torch.nn.grad.conv1d_weight,
-        nn.Conv2d: torch.nn.grad.conv2d_weight,
-        nn.Conv3d: torch.nn.grad.conv3d_weight,
-    }
-    if type(layer) not in pulls or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+    pull = next((pull for kind, pull in _PULLS if isinstance(layer, kind)), None)
+    if pull is None or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise NotApplicable(f"cbn: no derivative for {layer}")
-    shape = layer.weight.shape
-    pull = pulls[type(layer)]
     options = layer.stride, layer.padding, layer.dilation, layer.groups
-    return pull(given, shape, dx, *options).flatten(1)
+    slope: Tensor = pull(given, layer.weight.shape, dx, *options)  # type: ignore[no-untyped-call]
+    return slope.flatten(1)

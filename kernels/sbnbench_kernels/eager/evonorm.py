@@ -5,7 +5,7 @@ B0:  y = γ·x/max(√(s²_{N,H,W}(x)+ε), v x + √(s²_{H,W}(x)+ε)) + b
 
 s² is the biased variance over the named dimensions, S0's per sample and group of channels, B0's per
 channel and per map. H. Liu, A. Brock, K. Simonyan, Q. Le, Evolving Normalization-Activation Layers,
-NeurIPS 2020, arXiv 2004.02967, Table 2 and the code in its appendix (groups 32, v from one).
+NeurIPS 2020, arXiv 2004.02967; settings as in the code of its appendix (groups 32, v from one).
 
 v (C,) stands in `State.extra` as `v`. S0 keeps no running state: eval() is training. B0 in eval()
 takes s²_{N,H,W} from `running_var` (Bessel-corrected like BatchNorm's; `running_mean` is left
@@ -83,7 +83,7 @@ class EvoNormS0(_EvoNorm):
     ) -> tuple[Tensor, _SavedS]:
         check_input(x)
         check_groups(x.shape[1], self.groups)
-        if x[0].numel() // self.groups < 2:
+        if x.shape[1:].numel() // self.groups < 2:
             raise NotApplicable(
                 f"evonorm-s0: groups={self.groups} of input size {x.shape} hold one value each"
             )
@@ -104,7 +104,7 @@ class EvoNormS0(_EvoNorm):
         sum_dy, sum_dyh = sample_sums(dy, h, torch.zeros_like(v))
         a = scales.times(rstd)
         inside = self._grouped(a * rstd.square() * sum_dyh).sum(2, keepdim=True)
-        tilt = self._spread(inside, x) * (self.groups / x[0].numel())
+        tilt = self._spread(inside, x) * (self.groups / x.shape[1:].numel())
         g = dy * column(a, x)
         dx = g * (gate + vx * bend) - (x - column(mean, x)) * column(tilt, x)
         own = {"v": (g * x.to(g.dtype).square() * bend).sum((0, *range(2, x.dim())))}
@@ -112,7 +112,7 @@ class EvoNormS0(_EvoNorm):
         return dx.to(x.dtype), *affine, own
 
     def _grouped(self, t: Tensor) -> Tensor:
-        return t.reshape(t.shape[0], self.groups, -1)
+        return t.reshape(t.shape[0], self.groups, t.shape[1] // self.groups)
 
     def _spread(self, t: Tensor, x: Tensor) -> Tensor:
         return t.expand(-1, -1, x.shape[1] // self.groups).reshape(x.shape[:2])

@@ -13,7 +13,8 @@ statistics are used; `running_mean` and `running_var` average μ̂ and σ̂² as
 correction). eval() is BatchNorm's.
 
 `State.extra` takes `before_mean` and `before_var` (C,) from the layer before (kind C), and forward
-leaves its own estimates there as `mean` and `var`, for the layer after. Without them the layer is
+leaves its own estimates there as `mean` and `var`, for the layer after; `chain` joins modules so.
+Without them the layer is
 the first of its chain and p counts as zero: BatchNorm. The op takes the prediction as a constant,
 so that its backward can be timed alone; `predict`, in plain PyTorch operators, is for networks that
 learn through the chain, where autograd gives the rest.
@@ -24,11 +25,15 @@ dx = g/σ̂ + (1−p)/n·(D_μ + 2·D_v·(x−μ + p(μ−μ̂_before))).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from sbnbench.errors import NotApplicable
 from sbnbench_kernels.contract import State
 from sbnbench_kernels.eager.arithmetic import combine
 from sbnbench_kernels.eager.peer import (
@@ -48,9 +53,9 @@ UNLIKE = 100.0
 def predict(
     mean: Tensor, var: Tensor, before_mean: Tensor, before_var: Tensor, p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """μ̂, σ̂² (C,) and the p in force, () : zero where the layers are too unlike. Differentiable."""
+    """μ̂, σ̂² (C,) and the p in force, zero where the layers are too unlike. Differentiable."""
     ratio = (before_var / var.clamp_min(torch.finfo(var.dtype).tiny)).mean().detach()
-    p_used = torch.where(ratio < UNLIKE, p, 0.0).to(mean.dtype)
+    p_used = p * (ratio < UNLIKE).to(mean.dtype)
     spread = p_used * (1 - p_used) * (mean - before_mean).square()
     new_mean = p_used * before_mean + (1 - p_used) * mean
     return new_mean, p_used * before_var + (1 - p_used) * var + spread, p_used
@@ -84,7 +89,7 @@ class KalmanNorm(BatchPeer):
         )
         p = self.p if given[0] is not None else 0.0
         mean, spread, used = predict(own, var, before_mean, before_var, p)
-        state.extra["mean"], state.extra["var"] = mean, spread
+        state.extra["mean"], state.extra["var"] = mean.detach(), spread.detach()
         if state.training:
             update_running(state, mean, spread, 1.0)
         rstd = (spread + self.eps).rsqrt()
@@ -98,3 +103,21 @@ class KalmanNorm(BatchPeer):
         b = -a * rstd.square() * sum_dyd * (1 - p) / values(x)
         c = -a * sum_dy * (1 - p) / values(x) - b * (own - p * (own - before))
         return combine(dy, a, x, b, c), *scales.gradients(sum_dyd * rstd, sum_dy)
+
+
+def chain(norms: Sequence[nn.Module]) -> list[RemovableHandle]:
+    """Lets each of these modules, in the order in which they run, predict the next one; remove()
+    on what is returned ends that. Raises NotApplicable where channels differ."""
+    channels = {int(getattr(norm, "num_features", 0)) for norm in norms}
+    if len(channels) > 1:
+        raise NotApplicable(f"kn: layers of {sorted(channels)} channels make no chain")
+
+    def join(norm: nn.Module, after: nn.Module) -> RemovableHandle:
+        def hook(*_: object) -> None:
+            if norm.training:
+                for name in ("mean", "var"):
+                    after.register_buffer(f"extra_before_{name}", norm.get_buffer(f"extra_{name}"))
+
+        return norm.register_forward_hook(hook)
+
+    return [join(norm, after) for norm, after in pairwise(norms)]

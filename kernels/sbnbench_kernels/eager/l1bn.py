@@ -3,7 +3,7 @@
 x̂ = (x−μ)/√(σ₁²+ε),   σ₁ = √(π/2) · mean|x−μ|,   y = γx̂ + b
 
 E. Hoffer, R. Banner, I. Golan, D. Soudry, Norm matters: efficient and accurate normalization
-schemes in deep networks, NeurIPS 2018, arXiv 1803.01814, section 4; also S. Wu et al., L1-Norm
+schemes in deep networks, NeurIPS 2018, arXiv 1803.01814; also S. Wu et al., L1-Norm
 Batch Normalization for Efficient Training of Deep Neural Networks, arXiv 1802.09769, which leaves
 the factor √(π/2) (exact for a Gaussian) to γ.
 

@@ -35,6 +35,7 @@ from sbnbench_kernels.eager.peer import (
     Constants,
     ExtendedPeer,
     Gradients,
+    Live,
     Scales,
     channel_sums,
     require_running,
@@ -48,13 +49,15 @@ class _Saved(NamedTuple):
     scales: Scales
     rstd: Tensor
     r: Tensor
-    slopes: Tensor
+    live: Live
     slot: int
     alone: bool
 
 
 class MovingAverageBatchNorm(ExtendedPeer):
     """`mabn`. buffer, warmup, renorm_after: in training iterations; rmax bounds r."""
+
+    exact_gradient = False
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class MovingAverageBatchNorm(ExtendedPeer):
         extra, iteration = self._extra(x, state), state.step + 1
         square = x.to(dtype).square().mean((0, *range(2, x.dim())))
         slot = iteration % self.buffer
-        extra["square"][slot] = square
+        extra["square"][slot] = square.detach()
         alone = iteration <= self.buffer or iteration < self.warmup
         chi = square if alone else extra["square"].nanmean(0)
         std = (chi + self.eps).sqrt()
@@ -92,17 +95,17 @@ class MovingAverageBatchNorm(ExtendedPeer):
         if iteration > max(self.renorm_after, self.warmup):
             r = std / (running_var.to(dtype) + self.eps).sqrt()
             r = r.clamp(1 / self.rmax, self.rmax)
-        running_var.lerp_(chi.to(running_var.dtype), momentum_of(state))
+        running_var.lerp_(chi.detach().to(running_var.dtype), momentum_of(state))
         state.step += 1
-        saved = _Saved(x, scales, 1 / std, r, extra["slope"], slot, alone)
+        saved = _Saved(x, scales, 1 / std, r, Live(extra), slot, alone)
         return scales.apply(x, torch.zeros_like(std), r / std), saved
 
     def backward(self, dy: Tensor, saved: Constants | _Saved) -> Gradients:
         if isinstance(saved, Constants):
             return saved.backward(dy)
-        x, scales, rstd, r, slopes, slot, alone = saved
+        x, scales, rstd, r, live, slot, alone = saved
         sum_dy, sum_dyx = channel_sums(dy, x, torch.zeros_like(rstd))
-        a = scales.times(rstd * r)
+        a, slopes = scales.times(rstd * r), live.extra["slope"]
         slopes[slot] = a * sum_dyx / values(x)
         psi = slopes[slot] if alone else slopes.nanmean(0)
         dx = combine(dy, a, x, -rstd.square() * psi, torch.zeros_like(a))

@@ -6,8 +6,8 @@ x̂_t = (x_t−μ_{t−1})/√(σ²_{t−1}+ε)
 z = γx̂ + b, and y = z held in bounds: clamped to ±`bound` (clamp), divided by √(E_{C,H,W} z² + ε) of
 its sample (scale), or as it is (none)
 
-V. Chiley et al., Online Normalization for Training Neural Networks, NeurIPS 2019, arXiv 1905.05894,
-section 3. Decays, the order (after γ, b) and the default, clamping at 5, are those of the authors'
+V. Chiley et al., Online Normalization for Training Neural Networks, NeurIPS 2019, arXiv 1905.05894.
+Decays, the order (after γ, b) and the default, clamping at 5, are those of the authors'
 released code.
 
 Backward, the paper's control process in place of the derivative, g = γ·∂L/∂z and E over the map:
@@ -34,6 +34,7 @@ from sbnbench_kernels.eager.arithmetic import accumulator, check_input, column, 
 from sbnbench_kernels.eager.peer import (
     ExtendedPeer,
     Gradients,
+    Live,
     Scales,
     map_size,
     require_running,
@@ -51,11 +52,13 @@ class _Saved(NamedTuple):
     """Mean and variance of each map; None in inference, where nothing streams."""
     u: Tensor
     v: Tensor
-    kept: dict[str, Tensor]
+    live: Live
 
 
 class OnlineNorm(ExtendedPeer):
     """`online`. forward_decay α_f, backward_decay α_b; control: clamp, scale or none."""
+
+    exact_gradient = False
 
     def __init__(
         self,
@@ -84,13 +87,13 @@ class OnlineNorm(ExtendedPeer):
             means = _stream(decay, mean, (1 - decay) * maps[0])
             gap = (maps[0] - means[:-1]).square()
             variances = _stream(decay, var, (1 - decay) * (maps[1] + decay * gap))
-            running_mean.copy_(means[-1])
-            running_var.copy_(variances[-1])
+            running_mean.copy_(means[-1].detach())
+            running_var.copy_(variances[-1].detach())
             mean, var = means[:-1], variances[:-1]
             state.step += 1
         rstd = (var + self.eps).rsqrt()
         u, v = extra["u"].to(dtype, copy=True), extra["v"].to(dtype, copy=True)
-        saved = _Saved(x, Scales(weight, bias), mean, rstd, maps, u, v, extra)
+        saved = _Saved(x, Scales(weight, bias), mean, rstd, maps, u, v, Live(extra))
         return self._hold(self._linear(saved)).to(x.dtype), saved
 
     def backward(self, dy: Tensor, saved: _Saved) -> Gradients:
@@ -108,7 +111,7 @@ class OnlineNorm(ExtendedPeer):
         self, saved: _Saved, maps: tuple[Tensor, Tensor], sum_g: Tensor, sum_gd: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Slope and shift of dx in x, from Σ g/σ and Σ g(x−μ)/σ of each map; moves u and v."""
-        x, _, mean, rstd, _, u, v, kept = saved
+        x, _, mean, rstd, _, u, v, live = saved
         leak, p = 1 - self.backward_decay, map_size(x)
         offset = maps[0] - mean
         power = (maps[1] + offset.square()) * rstd.square()  # E[x̂²]
@@ -119,8 +122,8 @@ class OnlineNorm(ExtendedPeer):
         slope = -leak * torch.stack(before) * rstd.square()
         level = sum_g / p + slope * offset  # E[g̃]/σ
         us = _stream(self.backward_decay, u, level)
-        kept["u"].copy_(us[-1])
-        kept["v"].copy_(v)
+        live.extra["u"].copy_(us[-1])
+        live.extra["v"].copy_(v)
         return slope, -slope * mean - leak * us[:-1]
 
     def _linear(self, saved: _Saved) -> Tensor:

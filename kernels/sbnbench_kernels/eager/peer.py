@@ -47,7 +47,7 @@ def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         x = x.to(accumulator(x))
         return x, torch.zeros_like(x)
     mean = x.mean(dims, dtype=accumulator(x), keepdim=True)
-    var = (x - mean).square_().mean(dims)
+    var = (x - mean).pow_(2).mean(dims)
     return mean.reshape(var.shape), var
 
 
@@ -120,6 +120,14 @@ class ExtendedPeer:
         for name in initial.keys() - state.extra.keys():
             state.extra[name] = initial[name].to(x.device, accumulator(x))
         return state.extra
+
+
+class Live:
+    """`State.extra` for a backward to write to. Not a container, on purpose: what a graph saves
+    must not change, and these tensors do."""
+
+    def __init__(self, extra: dict[str, Tensor]) -> None:
+        self.extra = extra
 
 
 class Constants(NamedTuple):

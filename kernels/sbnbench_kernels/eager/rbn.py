@@ -3,7 +3,7 @@
 x̂ = (x−μ)/√(σ_R²+ε),   σ_R = C(n)·mean over chunks (max − min),   C(n) = 1/√(2 ln n),   y = γx̂ + b
 
 n counts the values of a channel in a chunk. R. Banner, I. Hubara, E. Hoffer, D. Soudry, Scalable
-Methods for 8-bit Training of Neural Networks, NeurIPS 2018, arXiv 1805.11046, section 3, which
+Methods for 8-bit Training of Neural Networks, NeurIPS 2018, arXiv 1805.11046, eq. 2, which
 bounds 0.325σ ≤ E σ_R ≤ 2σ for a Gaussian: σ_R is no estimate of σ, γ takes up the factor. (Code the
 authors released multiplies C by a further 0.175·(1+√(π ln 4)) ≈ 0.54.)
 

@@ -117,6 +117,11 @@ class SampledNorm:
         dbias = None if saved.bias_dtype is None else sum_dy.to(saved.bias_dtype)
         return dx, dweight, dbias
 
+    @property
+    def exact_gradient(self) -> bool:
+        """Whether backward is the derivative of forward."""
+        return self.mode == "exact" or isinstance(self.sampler, Everything)
+
     def statistics(self, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (C,) of the next draw; advances `state.step` alone."""
         check_input(x)
@@ -253,7 +258,7 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance a channel, in two passes."""
     dims = [d for d in range(values.dim()) if d != 1]
     mean = values.mean(dims, dtype=accumulator(values))
-    return mean, (values - column(mean, values)).square_().mean(dims)
+    return mean, (values - column(mean, values)).pow_(2).mean(dims)
 
 
 def _sums(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:

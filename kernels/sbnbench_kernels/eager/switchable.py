@@ -69,10 +69,11 @@ class SwitchableNorm(ExtendedPeer):
         extra, dtype = self._extra(x, state), accumulator(x)
         mean, var = sample_moments(x)
         layer, batch = merge(mean, var, 1), merge(mean, var, 0)
-        fixed = not state.training and state.running_mean is not None
-        if fixed and state.running_mean is not None and state.running_var is not None:
-            kept = state.running_mean, state.running_var
-            batch = kept[0].to(dtype, copy=True)[None], kept[1].to(dtype, copy=True)[None]
+        fixed = False
+        if not state.training and state.running_mean is not None and state.running_var is not None:
+            running_mean, running_var = state.running_mean, state.running_var
+            batch = running_mean.to(dtype, copy=True)[None], running_var.to(dtype, copy=True)[None]
+            fixed = True
         if state.training:
             update_running(state, batch[0][0], batch[1][0], bessel(x))
             state.step += 1

@@ -84,7 +84,7 @@ class Synchronised:
     """`op` with the statistics of all processes of `group` (None: of all)."""
 
     def __init__(self, op: SampledNorm, group: Group | None = None) -> None:
-        self.op, self.group = op, group
+        self.op, self.group, self.eps = op, group, op.eps
 
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, state: State
@@ -122,6 +122,11 @@ class Synchronised:
                     part = take(s.part, dy), take(s.part, x)
                     put(s.part, dx, _through(*part, a, mean, rstd, *share))
         return dx, *scales.gradients(sum_dyd * rstd, sum_dy)
+
+    @property
+    def exact_gradient(self) -> bool:
+        """Whether backward is the derivative of forward."""
+        return self.op.exact_gradient
 
     def statistics(self, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (C,) over all processes; advances `state.step` alone."""

@@ -5,7 +5,7 @@ x̂_i = (x_i−μ_i)/√(σ_i²+ε),   y = γx̂ + b
 
 m_i, s_i: mean and biased variance of sample i's map; m_R, s_R: of the R reference samples, taken
 together. T. Salimans et al., Improved Techniques for Training GANs, NeurIPS 2016, arXiv 1606.03498,
-section 3.4; the weights c, and that the reference samples are normalized by m_R, s_R alone, are the
+section 3.5; the weights c, and that the reference samples are normalized by m_R, s_R alone, are the
 authors' released code, which combines E[x²] where this combines variances, to the same number.
 
 The reference batch, chosen once from the data, goes through the network with each batch: the last
@@ -81,7 +81,7 @@ class VirtualBatchNorm:
             if state.training:
                 for kept, new in ((state.running_mean, reference), (state.running_var, spread)):
                     if kept is not None:
-                        kept.copy_(new)
+                        kept.copy_(new.detach())
                 state.step += 1
         mean = torch.lerp(reference.expand_as(own), own, c)
         mixed = torch.lerp(spread.expand_as(own), var, c) + c * (1 - c) * (own - reference).square()

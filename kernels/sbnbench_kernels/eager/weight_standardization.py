@@ -3,7 +3,7 @@
 Ŵ_o = (W_o−μ_o)/√(σ_o²+ε),   μ_o, σ_o² (biased) over the I = C_in·k·k weights of output channel o
 
 S. Qiao, H. Wang, C. Liu, W. Shen, A. Yuille, Micro-Batch Training with Batch-Channel Normalization
-and Weight Standardization, arXiv 1903.10520, eqs. 8–10, ε = 1e-5 under the root. (Code the authors
+and Weight Standardization, arXiv 1903.10520, ε = 1e-5 under the root. (Code the authors
 released takes the variance with Bessel's correction: another 1/√(1−1/I).) It goes with a
 normalization of the activations that has no batch in it: `gn` for micro-batches, or `bcn`.
 
@@ -12,7 +12,7 @@ constructor and state_dict; `torch.nn.utils.parametrize.register_parametrization
 Standardized())` on one that exists. Gradients are autograd's, through Ŵ to W.
 
 `centralize(W)` = W_o−μ_o alone is what `mabn` wants of the weights before it (Yan et al., arXiv
-2001.06838, section 4); `Centralized` is its parametrization.
+2001.06838); `Centralized` is its parametrization.
 """
 
 from __future__ import annotations
@@ -62,18 +62,21 @@ class WSConv1d(nn.Conv1d):
     """nn.Conv1d with standardized weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        return self._conv_forward(input, standardize(self.weight), self.bias)
+        y: Tensor = self._conv_forward(input, standardize(self.weight), self.bias)
+        return y
 
 
 class WSConv2d(nn.Conv2d):
     """nn.Conv2d with standardized weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        return self._conv_forward(input, standardize(self.weight), self.bias)
+        y: Tensor = self._conv_forward(input, standardize(self.weight), self.bias)
+        return y
 
 
 class WSConv3d(nn.Conv3d):
     """nn.Conv3d with standardized weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        return self._conv_forward(input, standardize(self.weight), self.bias)
+        y: Tensor = self._conv_forward(input, standardize(self.weight), self.bias)
+        return y

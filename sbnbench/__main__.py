@@ -1,0 +1,5 @@
+"""`python -m sbnbench`."""
+
+from sbnbench.cli import main
+
+main()

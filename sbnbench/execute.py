@@ -1,0 +1,56 @@
+"""Plan to records: blocks in turn, several fresh processes each, written block by block.
+
+Prints nothing; an Observer hears what happens. A crash, a hang or an exception becomes records
+with a status and a reason, and the run goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic
+
+from sbnbench import environment
+from sbnbench.blocks import DEFAULT_TIMEOUT, fixed, prepare, run_block
+from sbnbench.model import Plan
+from sbnbench.observer import Observer
+from sbnbench.pool import Worker
+from sbnbench.store import Run, RunWriter
+
+
+def execute(
+    plan: Plan,
+    path: Path,
+    *,
+    resume: bool = False,
+    timeout: float = DEFAULT_TIMEOUT,
+    observer: Observer | None = None,
+) -> Run:
+    """Run a plan into the directory `path` and give the run.
+
+    With `resume` the run in `path` is gone on with: its finished blocks are kept. Ctrl-C leaves
+    with KeyboardInterrupt, every finished block on disk.
+    """
+    observer = observer or Observer()
+    if resume:
+        writer, run = RunWriter.resume(path)
+        records, todo = run.records, run.missing()
+    else:
+        writer, records, todo = RunWriter.create(path, plan), [], list(plan.blocks)
+    observer.started(plan, todo)
+    log = path / "worker.log"
+    with Worker(log) as worker:
+        facts = run.environment if resume else environment.describe()
+        facts |= worker.start().facts
+        writer.environment(facts)
+        prepare(worker, sorted({b.workload.source for b in todo}), observer)
+        for block in todo:
+            observer.block_started(block)
+            start = monotonic()
+            rule = fixed(block.latency)
+            found = run_block(worker, block, plan.seed, timeout, rule, observer).records()
+            writer.append(found)
+            records.extend(found)
+            observer.block_done(block, found, monotonic() - start)
+    if log.exists() and not log.stat().st_size:
+        log.unlink()
+    return Run(plan, facts, records, path)

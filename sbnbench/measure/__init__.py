@@ -1,0 +1,1 @@
+"""What is taken of a block: one module a measure."""

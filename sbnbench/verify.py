@@ -1,0 +1,161 @@
+"""Outputs and gradients against float64, before anything is timed.
+
+The reference is the normalizer's `eager` op on the same, already rounded, inputs in float64. Its
+gradients come from autograd through that forward, except where the algorithm's own backward is
+not the derivative of its forward (`exact_gradient = False` on the op): there from the eager
+backward in float64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbnbench.bench import Bench, new_state
+from sbnbench.errors import VerificationFailed
+from sbnbench.inputs import Inputs
+from sbnbench.model import Contender
+from sbnbench.registry import build, normalizers
+
+TOLERANCE = {
+    torch.float64: 1e-8,
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 6e-2,
+}
+"""Largest allowed |a−r| / (RMS(r) + |r|), RMS over a channel for y and dx.
+
+Some roundings of the working precision (1.2e-7 for float32, 4.9e-4, 3.9e-3) on offsets of some ten
+deviations. A missing term is of order 1, a missing Bessel correction or an ε in the wrong place
+of order 1/n.
+"""
+
+SLACK = 32.0
+"""An ill-conditioned channel (a nearly constant sample far from 0) amplifies rounding. A result may
+differ by this many times what one rounding of x, in the precision of the statistics, does to the
+reference. Looked at only where TOLERANCE is exceeded."""
+
+NAMES = ("y", "dx", "dweight", "dbias", "running_mean", "running_var")
+
+
+def results(bench: Bench, inputs: Inputs, seed: int) -> dict[str, Tensor | None]:
+    """What one training step of the bench's op gives on `inputs`, from a fresh state."""
+    state = new_state(inputs.weight, seed)
+    y, saved = bench.op.forward(inputs.x, inputs.weight, inputs.bias, state)
+    dx, dweight, dbias = bench.op.backward(inputs.dy, saved)[:3]
+    found = (y, dx, dweight, dbias, state.running_mean, state.running_var)
+    return dict(zip(NAMES, found, strict=True))
+
+
+def reference(
+    contender: Contender, inputs: Inputs, seed: int, rounding: float = 0.0
+) -> dict[str, Tensor | None]:
+    """The same in float64, by the readable op; x is moved by ±`rounding` of itself, at random."""
+    normalizer = normalizers()[contender.normalizer]
+    backend = "eager" if "eager" in normalizer.backends else contender.backend
+    op: Any = build(Contender(contender.normalizer, backend, contender.params))
+    x, dy, weight, bias = inputs.double()
+    if rounding:
+        signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(seed))
+        x = x + rounding * x.abs() * (2 * signs - 1)
+    state = new_state(weight, seed)
+    if getattr(op, "exact_gradient", True):
+        leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        with torch.enable_grad():
+            y, _ = op.forward(*leaves, state)
+            gradients = torch.autograd.grad(y, leaves, dy, allow_unused=True)
+    else:
+        y, saved = op.forward(x, weight, bias, state)
+        gradients = op.backward(dy, saved)[:3]
+    found = (y.detach(), *gradients, state.running_mean, state.running_var)
+    return dict(zip(NAMES, found, strict=True))
+
+
+def check(bench: Bench, inputs: Inputs, seed: int) -> dict[str, float]:
+    """The error of each output, as |a−r| / (RMS(r) + |r|); VerificationFailed above tolerance.
+
+    Called again after timing with fresh inputs, it also catches buffers left from before.
+    """
+    try:
+        wanted = reference(bench.contender, inputs, seed)
+    except (RuntimeError, NotImplementedError) as error:
+        raise VerificationFailed(f"no float64 reference could be made: {error}") from error
+    with fresh_memory_is_nan():
+        found = results(bench, inputs, seed)
+    same_form(found, wanted, inputs.x.dtype)
+    allowed = TOLERANCE[inputs.x.dtype]
+    errors = {
+        name: distance(found[name], right) for name, right in wanted.items() if right is not None
+    }
+    if not all(e <= allowed for e in errors.values()):  # NaN fails too
+        wide = torch.float64 if inputs.x.dtype == torch.float64 else torch.float32
+        moved = reference(bench.contender, inputs, seed, torch.finfo(wide).eps)
+        errors = {name: distance(found[name], wanted[name], moved[name]) for name in errors}
+    for name, found_error in errors.items():
+        if not found_error <= allowed:
+            raise VerificationFailed(
+                f"{name} differs from float64 by {found_error:.2g} "
+                f"(allowed {allowed:.2g} of its RMS)"
+            )
+    return errors
+
+
+def same_form(
+    found: dict[str, Tensor | None], wanted: dict[str, Tensor | None], dtype: torch.dtype
+) -> None:
+    """VerificationFailed unless the same results are there, in the right shape and dtype."""
+    for name, right in wanted.items():
+        got = found[name]
+        if (got is None) != (right is None):
+            raise VerificationFailed(
+                f"{name} is {'missing' if got is None else 'given'}, the reference "
+                f"{'has one' if got is None else 'has none'}"
+            )
+        if got is None or right is None:
+            continue
+        if got.shape != right.shape:
+            raise VerificationFailed(
+                f"{name} has shape {tuple(got.shape)} instead of {tuple(right.shape)}"
+            )
+        if name in ("y", "dx") and got.dtype != dtype:
+            raise VerificationFailed(f"{name} is {got.dtype}, the input {dtype}")
+
+
+def distance(got: Tensor | None, right: Tensor | None, moved: Tensor | None = None) -> float:
+    """max |a−r| / (RMS(r) + |r|), NaN where `got` has one; less SLACK·|moved−r| where it is given.
+
+    Each channel of y and dx has its own RMS and slack: a quiet channel is held to its own scale.
+    One element of a heavy-tailed output may be far above the RMS, and is rounded relatively.
+    """
+    assert got is not None
+    assert right is not None
+    if not right.numel():
+        return 0.0
+    difference = (got.to(right.device, torch.float64) - right).abs()
+    others = [d for d in range(right.dim()) if d != 1] if right.dim() > 1 else [0]
+    if moved is not None:
+        slack = (moved - right).abs()
+        slack = slack.amax(others, keepdim=True) if right.dim() > 1 else slack
+        difference = (difference - SLACK * slack).clamp_min(0)
+    scale = right.square().mean(others, keepdim=True).sqrt() + right.abs()
+    # An output that is 0 throughout, such as dx of a constant loss, is held to the smallest RMS.
+    return float((difference / scale.clamp_min(torch.finfo(torch.float32).eps)).max())
+
+
+@contextlib.contextmanager
+def fresh_memory_is_nan() -> Iterator[None]:
+    """Inside, `torch.empty` is filled with NaN, so that unwritten elements show."""
+    was = torch.are_deterministic_algorithms_enabled()
+    fills: Any = torch.utils.deterministic
+    fill = fills.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    fills.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was)
+        fills.fill_uninitialized_memory = fill

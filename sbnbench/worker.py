@@ -1,0 +1,254 @@
+"""The child process that runs blocks: `python -m sbnbench.worker`.
+
+It imports torch once and forks a fresh process for every task, so each task has an address space
+of its own (placement in memory biases a contender by per cents) at the price of milliseconds
+instead of a second of imports. It never computes anything itself: a process that has started
+OpenMP threads or CUDA must not be forked. Where there is no fork, it serves one task and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from fractions import Fraction
+from time import monotonic
+from typing import Any, BinaryIO
+
+import msgspec
+
+from sbnbench.messages import Ended, Errors, Event, Failed, Outcome, Progress, Ready, Spawned, Task
+from sbnbench.model import Block
+
+Send = Callable[[Event], None]
+
+
+def main() -> int:
+    """Serve tasks from standard input until it closes."""
+    # Standard output is the channel: what libraries print goes to standard error instead.
+    channel = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    send = sender(channel)
+    die_with_parent()
+    send(Ready(import_everything()))
+    decoder = msgspec.json.Decoder(Task)
+    for line in sys.stdin.buffer:
+        task = decoder.decode(line)
+        if not hasattr(os, "fork"):
+            send(Spawned(os.getpid()))
+            send(Ended(run(task, send)))
+            return 0
+        pid = os.fork()
+        if pid == 0:
+            die_with_parent()
+            os._exit(run(task, send))
+        send(Spawned(pid))
+        _, status = os.waitpid(pid, 0)
+        send(Ended(os.waitstatus_to_exitcode(status)))
+    return 0
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent is killed (Linux): an orphan that goes on
+    computing would disturb whatever is measured next."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def sender(channel: BinaryIO) -> Send:
+    return lambda event: (channel.write(msgspec.json.encode(event) + b"\n"), None)[1]
+
+
+def import_everything() -> dict[str, Any]:
+    """Import what a task needs, and say what torch knows of itself."""
+    import torch
+
+    import sbnbench.measure.error
+    import sbnbench.measure.latency
+    import sbnbench.verify  # noqa: F401
+
+    return {
+        "torch": {
+            "version": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            "interop_threads": torch.get_num_interop_threads(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "mkldnn": torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+            "cuda": torch.version.cuda,
+        }
+    }
+
+
+def run(task: Task, send: Send) -> int:
+    """Run one task in this process: 0, or 1 where the task itself could not be run."""
+    try:
+        if task.block is None:
+            prepare(task, send)
+        else:
+            run_block(task, send)
+    except Exception as error:
+        from sbnbench.failures import classify
+
+        traceback.print_exc(file=sys.stderr)
+        status, reason = classify(error)
+        send(Failed(reason, status))
+        return 1
+    return 0
+
+
+def prepare(task: Task, send: Send) -> None:
+    """Make the inputs that take long, once, into the cache."""
+    from sbnbench import activations
+
+    activations.prepare(
+        task.sources, lambda done, total: send(Progress("activations", done, total))
+    )
+
+
+def run_block(task: Task, send: Send) -> None:
+    """Verify (first process), time, check again (first process), measure the error (first)."""
+    import torch
+
+    from sbnbench.bench import set_up
+    from sbnbench.clocks import clock_for
+    from sbnbench.measure import latency
+
+    block = task.block
+    assert block is not None
+    chance = random.Random(f"{task.seed}/{block.id}/{task.process}")
+    # Forked processes share their address-space layout: a piece of memory of random size,
+    # kept until the end, moves what is allocated after it.
+    padding = torch.empty(chance.randrange(1, 1 << 20), dtype=torch.uint8)
+    first = task.process == 0
+    # 11 executions against 10 in every sample: an exact 10 %, however few calls a sample has.
+    slow = Fraction(1 + task.slowdown).limit_denominator(100)
+    standing = Standing(send)
+    # What is allocated first lies differently from what is allocated last, in every process alike
+    # if the order were always the same.
+    order = [None, *(c for c in block.contenders if c.id in task.contenders)]
+    chance.shuffle(order)
+    with torch.no_grad():
+        for contender in order:
+            if contender is None:
+                baseline = set_up(block.baseline, block.workload, task.seed)
+                baseline.repeats = slow.denominator
+                continue
+            with standing.guard(contender.id):
+                bench = set_up(contender, block.workload, task.seed)
+                if first:
+                    standing.passed(contender.id, examine(bench, task.seed))
+                bench.repeats = slow.numerator
+                standing.benches.append(bench)
+        if task.turns:
+            from sbnbench.measure.turns import serve
+
+            serve(standing.benches, block, send, sys.stdin.buffer)
+            return
+        if "latency" in block.measures and standing.benches:
+            clock = clock_for(block.workload.device)
+            for step, direction in enumerate(block.directions):
+                on_time = throttled(send, step, len(block.directions))
+                for sampled in latency.measure(
+                    baseline,
+                    standing.benches,
+                    direction,
+                    block.latency,
+                    clock,
+                    chance,
+                    on_time,
+                ):
+                    send(sampled.divided(slow.denominator))
+        if first:
+            for bench in standing.benches:
+                with standing.guard(bench.contender.id):
+                    recheck(bench, task.seed)
+            if "error" in block.measures:
+                measure_errors(standing, block, task.seed, send)
+    del padding
+
+
+class Standing:
+    """The contenders still in the race; one that falls is reported and left out."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.benches: list[Any] = []
+        self.current = ""
+
+    def guard(self, contender: str) -> Standing:
+        self.current = contender
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is None or not isinstance(error, Exception):
+            return False
+        from sbnbench.failures import classify
+
+        status, reason = classify(error)
+        self.benches = [b for b in self.benches if b.contender.id != self.current]
+        self.send(Outcome(self.current, status, reason))
+        return True
+
+    def passed(self, contender: str, found: tuple[dict[str, Any], tuple[str, ...]]) -> None:
+        facts, notes = found
+        self.send(Outcome(contender, "ok", facts=facts, notes=notes))
+
+
+def examine(bench: Any, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Verify a bench; facts and notes for its records."""
+    from sbnbench.verify import check
+
+    facts: dict[str, Any] = {"verification": check(bench, bench.inputs, seed)}
+    notes: tuple[str, ...] = ()
+    if hasattr(bench.op, "compile_seconds"):
+        facts["compile_seconds"] = bench.op.compile_seconds
+    if hasattr(bench.op, "describe"):
+        facts["sampled_share"], notes = bench.op.describe(tuple(bench.inputs.x.shape))
+    return facts, notes
+
+
+def recheck(bench: Any, seed: int) -> None:
+    """Verify again after timing, on inputs that this bench has not seen."""
+    from sbnbench.verify import check
+
+    check(bench, bench.inputs.fresh(1), seed + 1)
+
+
+def measure_errors(standing: Standing, block: Block, seed: int, send: Send) -> None:
+    from sbnbench.failures import classify
+    from sbnbench.measure.error import measure_error
+
+    for bench in standing.benches:
+        name = bench.contender.id
+        try:
+            found = measure_error(bench.op, bench.contender, block.workload, block.error, seed)
+        except Exception as error:
+            send(Errors(name, *classify(error)))
+        else:
+            send(Errors(name, "ok", "", *found))
+
+
+def throttled(send: Send, step: int, steps: int) -> Callable[[float], None]:
+    """Progress at most ten times a second: a message between two samples costs time."""
+    last = monotonic()
+
+    def on_time(fraction: float) -> None:
+        nonlocal last
+        if monotonic() - last > 0.1:
+            last = monotonic()
+            send(Progress("timing", step + fraction, steps))
+
+    return on_time
+
+
+if __name__ == "__main__":
+    sys.exit(main())

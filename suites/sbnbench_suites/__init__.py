@@ -1,0 +1,1 @@
+"""The suites that ship with sbnbench, as TOML files."""

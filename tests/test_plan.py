@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from sbnbench.errors import SuiteError, UsageError
+from sbnbench.model import Plan
+from sbnbench.plan import Filters, axis_values, make_plan, read_suite
+from sbnbench.suites import suites
+
+SUITE = """
+title = "T"
+contenders = ["bn@aten", "fs@eager", "bs[ratio=1/2]@eager"]
+[axes]
+input = ["synthetic:8x4x4"]
+batch = [1, 2]
+"""
+
+
+def plan(tmp_path: Path, text: str = SUITE, **filters: object) -> Plan:
+    path = tmp_path / "suite.toml"
+    path.write_text(text)
+    quick = bool(filters.get("quick"))
+    return make_plan(read_suite(path, quick), Filters(**filters), "suite")  # type: ignore[arg-type]
+
+
+def test_blocks_are_the_product_of_workload_axes(tmp_path: Path) -> None:
+    made = plan(tmp_path, axes={"dtype": "float32,bfloat16"})
+    found = {(b.workload.batch, b.workload.dtype) for b in made.blocks}
+    assert found == {(n, d) for n in (1, 2) for d in ("float32", "bfloat16")}
+    assert all(b.directions == ("fwd", "bwd", "fwd_bwd") for b in made.blocks)
+
+
+def test_a_parameter_axis_multiplies_what_has_it_and_does_not_fix_it(tmp_path: Path) -> None:
+    made = plan(tmp_path, axes={"ratio": "1/4,1/8"})
+    assert [c.id for c in made.blocks[0].contenders] == [
+        "bn@aten",
+        "fs[ratio=1/4]@eager",
+        "fs[ratio=1/8]@eager",
+        "bs[ratio=1/2]@eager",
+    ]
+
+
+def test_order_is_random_but_seeded(tmp_path: Path) -> None:
+    axes = {"batch": "[pow2]1:512"}
+    orders = [
+        [b.workload.batch for b in plan(tmp_path, axes=axes, seed=s).blocks] for s in (1, 1, 2)
+    ]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == [2**k for k in range(10)]
+
+
+def test_planning_leaves_the_users_random_state_alone(tmp_path: Path) -> None:
+    random.seed(3)
+    before = random.getstate()
+    plan(tmp_path)
+    assert random.getstate() == before
+
+
+def test_filters(tmp_path: Path) -> None:
+    assert [c.id for c in plan(tmp_path, only=("fs",)).blocks[0].contenders] == ["fs@eager"]
+    assert [c.id for c in plan(tmp_path, skip=("@eager",)).blocks[0].contenders] == ["bn@aten"]
+    kept = plan(tmp_path, keyword="batch=2 and not bs").blocks
+    assert [(b.workload.batch, len(b.contenders)) for b in kept] == [(2, 2)]
+    assert plan(tmp_path, directions=("bwd",)).blocks[0].directions == ("bwd",)
+
+
+def test_quick_lays_over(tmp_path: Path) -> None:
+    text = SUITE + "\n[latency]\nprecision = 0.1\n[quick.latency]\nseconds = 0.1\n"
+    assert plan(tmp_path, text).blocks[0].latency.seconds != 0.1
+    quick = plan(tmp_path, text, quick=True).blocks[0].latency
+    assert (quick.seconds, quick.precision) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [("1,2,4", [1, 2, 4]), ("[pow2]2:9", [2, 4, 8]), ([4, 4, 2], [4, 2]), ("[1, 3]", [1, 3])],
+)
+def test_axis_values(values: object, wanted: list[int]) -> None:
+    assert axis_values("batch", values, "here") == wanted  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("batch = [1, 2]", "batch = [-1]"), "axis batch: -1 is no batch size"),
+        (("batch = [1, 2]", "batch = [1.5]"), "no batch size"),
+        (("batch = [1, 2]", "batch = []"), "axis batch is empty"),
+        (("batch = [1, 2]", ""), "lacks 'batch'"),
+        (("[axes]", "[axis]"), "unknown key 'axis'; did you mean axes"),
+        (("title", "titel"), "unknown key 'titel'; did you mean title"),
+        (('"T"', "3"), "title"),
+        (("contenders = [", "contenders = "), "not TOML"),
+        (("fs@eager", "sf@eager"), "unknown normalizer 'sf'"),
+        (("fs@eager", "fs@eagre"), "unknown backend 'eagre'; did you mean eager"),
+        (("fs@eager", "fs[ratio=0]@eager"), "ratio lies in"),
+        (("fs@eager", "fs[ratio=2]@eager"), "ratio lies in"),
+        (("fs@eager", "fs[ratio=1/4@eager"), "bracket is not closed"),
+        (("synthetic:8x4x4", "synthetic:8x"), "is no input"),
+        (("synthetic:8x4x4", "real:_blocks.3._bn7"), "unknown layer"),
+    ],
+)
+def test_bad_suites_name_the_place(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    assert change[0] in SUITE
+    with pytest.raises(UsageError, match=message.replace("[", r"\[")):
+        plan(tmp_path, SUITE.replace(*change))
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"axes": {"bacth": "1"}}, "unknown axis 'bacth'; did you mean batch"),
+        ({"axes": {"dtype": "float31"}}, "unknown dtype 'float31'"),
+        ({"axes": {"device": "gpu"}}, "unknown device 'gpu'"),
+        ({"only": ("gm",)}, "unknown contender 'gm'"),
+        ({"directions": ("forward",)}, "unknown direction 'forward'"),
+        ({"keyword": "nothing"}, "nothing is left"),
+    ],
+)
+def test_bad_filters(tmp_path: Path, filters: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(tmp_path, **filters)
+
+
+def test_a_misspelt_key_in_a_table_is_named_with_its_table(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match=r"\[latency\].*'secnods'; did you mean seconds"):
+        plan(tmp_path, SUITE + "[latency]\nsecnods = 3\n")
+
+
+def test_every_suite_that_ships_can_be_planned() -> None:
+    for name, path in suites().items():
+        if name == "gpu-acceptance":  # needs a GPU and Triton, which this machine may lack
+            assert read_suite(path).contenders
+            continue
+        for quick in (False, True):
+            made = make_plan(read_suite(path, quick), Filters(quick=quick), name)
+            assert made.blocks
+
+
+def test_the_micro_batch_suite_covers_what_it_promises() -> None:
+    made = make_plan(read_suite(suites()["micro-batch"]), Filters(), "micro-batch")
+    assert {b.workload.batch for b in made.blocks} == {1, 2, 4, 8, 16, 32}
+    assert len({b.workload.source for b in made.blocks}) >= 2
+    assert all(b.workload.source.startswith("real:") for b in made.blocks)
+    for block in made.blocks:
+        assert len(block.contenders) >= 10
+        assert block.directions == ("fwd", "bwd", "fwd_bwd")
