@@ -79,6 +79,7 @@ def compile_program(
 
 def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> Program:
     from torch._inductor import config
+    from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -89,30 +90,34 @@ def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor
         "fx_graph_cache": True,
         "cpp.threads": torch.get_num_threads(),  # in the generated code, so in the cache's key too
     }
-    with FakeTensorMode() as mode:
+    with FakeTensorMode():
         # Fresh tensors of the same layout: the offset of a view is not part of it.
         examples = [
             torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
             for t in arguments
         ]
-        with mode:
-            graph = make_fx(
-                torch.func.functionalize(function, remove="mutations_and_views"),
-                decomposition_table=_decompositions(),
-            )(*examples)
+        pure = torch.func.functionalize(function, remove="mutations_and_views")
+        graph = make_fx(pure, decomposition_table=select_decomp_table())(*examples)
     with config.patch(settings):
         try:
             from torch._inductor.compile_fx import compile_fx_inner
 
-            return compile_fx_inner(graph, examples).current_callable  # type: ignore[union-attr]
+            made: Any = compile_fx_inner(graph, examples)
+            program: Program = made.current_callable
+            return program
         except (ImportError, AttributeError, TypeError):
             # Another torch has its inner parts elsewhere: the same code behind the public door.
-            whole = torch.compile(graph, fullgraph=True, dynamic=False)
-            whole(*(torch.zeros_like(t) for t in arguments))
-            return lambda given: whole(*given)
+            return _public(graph)
 
 
-def _decompositions() -> dict[Any, Any]:
-    from torch._inductor.decomposition import select_decomp_table
+def _public(graph: torch.fx.GraphModule) -> Program:
+    """By torch.compile, at the first call. The graph is this one program's: its guards always hold,
+    and if they did not, an error would say so."""
+    whole = torch.compile(graph, fullgraph=True, dynamic=False)
 
-    return select_decomp_table()
+    def program(given: list[Tensor]) -> Sequence[Any]:
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=8):
+            found: Sequence[Any] = whole(*given)
+            return found
+
+    return program

@@ -25,7 +25,7 @@ class Form(NamedTuple):
     stands_for: int
     whole: bool
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     patch: tuple[int, ...] | None
 
     def take(self, t: Tensor, where: Tensor | None) -> Tensor:

@@ -43,8 +43,10 @@ class BatchRenorm(Traced, renorm.BatchRenorm):
 
     def numbers(self, x: Tensor, state: State) -> dict[str, Tensor]:
         rmax, dmax = super()._limits(state)
-        full = {"dtype": torch.float64, "device": x.device}
-        return {"rmax": torch.full((), rmax, **full), "dmax": torch.full((), dmax, **full)}
+        return {
+            name: torch.full((), value, dtype=torch.float64, device=x.device)
+            for name, value in (("rmax", rmax), ("dmax", dmax))
+        }
 
     def _limits(self, state: State) -> tuple[Any, Any]:
         return state.extra["rmax"], state.extra["dmax"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class SampledNorm(Compiled, eager.SampledNorm):
 
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, state: State
-    ) -> tuple[Tensor, Saved]:
+    ) -> tuple[Tensor, Any]:
         training, old_mean, old_var = state.training, state.running_mean, state.running_var
         sample: Sample = ()
         if training or old_mean is None or old_var is None:
@@ -74,8 +74,9 @@ class SampledNorm(Compiled, eager.SampledNorm):
         bias_dtype = None if bias is None else bias.dtype
         return y, Saved(x, weight, bias_dtype, mean, rstd, forms, positions, laid_out)
 
-    def backward(self, dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        x, weight, bias_dtype, mean, rstd, forms, positions, laid_out = saved
+    def backward(self, dy: Tensor, saved: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        kept: Saved = saved
+        x, weight, bias_dtype, mean, rstd, forms, positions, laid_out = kept
         given = (dy, x, weight, mean, rstd, *positions)
         key = ("backward", forms, bias_dtype, layout(dy), laid_out, layout(weight))
         program = self.programs.get(key)
@@ -122,8 +123,10 @@ class Forward:
         shift = -mean * scale if bias is None else bias.to(dtype) - mean * scale
         y = x.to(dtype) * column(buffer(scale), x) + column(buffer(shift), x)
         if self.training:
-            _average(old_mean, mean, self.momentum if share is None else share)
-            _average(old_var, var * self.correction, self.momentum if share is None else share)
+            momentum = self.momentum if share is None else share
+            assert momentum is not None
+            _average(old_mean, mean, momentum)
+            _average(old_var, var * self.correction, momentum)
         return y.to(x.dtype), mean, rstd
 
 
@@ -212,7 +215,7 @@ def _weighted(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _average(old: Tensor | None, new: Tensor, momentum: float | Tensor | None) -> None:
+def _average(old: Tensor | None, new: Tensor, momentum: float | Tensor) -> None:
     """old ← old + m·(new − old) in place."""
     if old is not None:
         old.copy_(old + momentum * (new.to(old.dtype) - old))

@@ -7,7 +7,7 @@ the program.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +19,10 @@ from sbnbench_kernels.inductor.compiled import Compiled, Layout, Program, layout
 
 
 class Slot(NamedTuple):
-    """A tensor's place in a structure: the forward's argument `index`, or its result."""
+    """A tensor's place in a structure: the forward's argument at `place`, or its result."""
 
     is_argument: bool
-    index: int
+    place: int
 
 
 class Recorded:
@@ -53,7 +53,7 @@ class Traced(Compiled):
 
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, state: State
-    ) -> tuple[Tensor, Saved]:
+    ) -> tuple[Tensor, Any]:
         if hasattr(self, "_extra"):
             self._extra(x, state)
         extra = {**state.extra, **self.numbers(x, state)} if state.training else state.extra
@@ -70,14 +70,14 @@ class Traced(Compiled):
             self.programs[key] = recorded
         y, *new = recorded.program([t for t in given if t is not None])
         state.step += recorded.advance
-        tensors = (
-            given[leaf.index] if leaf.is_argument else new[leaf.index]
+        tensors: Iterator[Any] = (
+            given[leaf.place] if leaf.is_argument else new[leaf.place]
             for leaf in recorded.leaves
             if isinstance(leaf, Slot)
         )
         return y, Saved(tuple(tensors), recorded)
 
-    def backward(self, dy: Tensor, saved: Saved) -> tuple[Any, ...]:
+    def backward(self, dy: Tensor, saved: Any) -> Any:
         tensors, recorded = saved
         key = layout(dy)
         found = recorded.backwards.get(key)
@@ -85,10 +85,9 @@ class Traced(Compiled):
             found = recorded.backwards[key] = self._record_backward(dy, saved)
         program, leaves, spec = found
         results = program([dy, *tensors])
-        whole: tuple[Any, ...] = tree_unflatten(
-            [results[leaf.index] if isinstance(leaf, Slot) else leaf for leaf in leaves], spec
+        return tree_unflatten(
+            [results[leaf.place] if isinstance(leaf, Slot) else leaf for leaf in leaves], spec
         )
-        return whole
 
     def _record(
         self, given: Sequence[Tensor | None], names: Sequence[str], state: State
@@ -97,7 +96,7 @@ class Traced(Compiled):
 
         def function(*arguments: Tensor | None) -> Sequence[Tensor]:
             x, weight, bias, mean, var, share, *extra = arguments
-            momentum = state.momentum if share is None else share
+            momentum: Any = state.momentum if share is None else share
             traced = State(
                 mean,
                 var,
