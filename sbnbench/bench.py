@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -36,6 +37,29 @@ class Bench:
         if direction == "bwd":
             return partial(backward, i.dy, forward()[1])
         return lambda: backward(i.dy, forward()[1])
+
+    @property
+    def size(self) -> int:
+        """Bytes of x and dy: what a call touches at least."""
+        return self.inputs.x.nbytes + self.inputs.dy.nbytes
+
+    def calls(self, direction: Direction, sets: int) -> Callable[[], object]:
+        """The call to time, going round `sets` sets of buffers, this bench's own among them."""
+        others = [self._again().call(direction) for _ in range(sets - 1)]
+        return going_round([self.call(direction), *others])
+
+    def _again(self) -> Bench:
+        i = self.inputs
+        made = replace(i, x=i.x.clone(), dy=i.dy.clone())
+        return Bench(self.contender, self.op, made, new_state(i.weight, self.state.seed))
+
+
+def going_round(calls: list[Callable[[], object]]) -> Callable[[], object]:
+    """A call that makes the next of `calls` each time, from the first again after the last."""
+    if len(calls) == 1:
+        return calls[0]
+    turn = cycle(calls)
+    return lambda: next(turn)()
 
 
 def set_up(contender: Contender, workload: Workload, seed: int) -> Bench:

@@ -12,14 +12,27 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any, BinaryIO
 
 import msgspec
 
-from sbnbench.messages import Ended, Errors, Event, Failed, Outcome, Progress, Ready, Spawned, Task
+from sbnbench.messages import (
+    Ended,
+    Event,
+    Failed,
+    Measured,
+    Outcome,
+    Progress,
+    Ready,
+    Spawned,
+    Spent,
+    Task,
+)
 from sbnbench.model import Block
+from sbnbench.nvml import Gpu, gpu
 
 Send = Callable[[Event], None]
 
@@ -57,6 +70,7 @@ def import_everything() -> dict[str, Any]:
 
     import sbnbench.measure.error
     import sbnbench.measure.latency
+    import sbnbench.measure.memory
     import sbnbench.verify  # noqa: F401
 
     return {
@@ -99,8 +113,6 @@ def run_block(task: Task, send: Send) -> None:
     import torch
 
     from sbnbench.bench import set_up
-    from sbnbench.clocks import clock_for
-    from sbnbench.measure import latency
 
     block = task.block
     assert block is not None
@@ -110,14 +122,17 @@ def run_block(task: Task, send: Send) -> None:
     padding = torch.empty(chance.randrange(1, 1 << 20), dtype=torch.uint8)
     first = task.process == 0
     standing = Standing(send)
+    spent = Stopwatch()
     with torch.no_grad():
         for contender in block.contenders:
             if contender.id not in task.contenders:
                 continue
             with standing.guard(contender.id):
-                bench = set_up(contender, block.workload, task.seed)
+                with spent("set-up"):
+                    bench = set_up(contender, block.workload, task.seed)
                 if first:
-                    standing.passed(contender.id, examine(bench, task.seed))
+                    with spent("verification"):
+                        standing.passed(contender.id, examine(bench, task.seed))
                 standing.benches.append(bench)
         if task.turns:
             from sbnbench.measure.turns import serve
@@ -125,27 +140,38 @@ def run_block(task: Task, send: Send) -> None:
             serve(standing.benches, block, send, sys.stdin.buffer)
             return
         if "latency" in block.measures and standing.benches:
-            baseline = set_up(block.baseline, block.workload, task.seed)
-            clock = clock_for(block.workload.device)
-            for step, direction in enumerate(block.directions):
-                on_time = throttled(send, step, len(block.directions))
-                for sampled in latency.measure(
-                    baseline,
-                    standing.benches,
-                    direction,
-                    block.latency,
-                    clock,
-                    chance,
-                    on_time,
-                ):
-                    send(sampled)
+            with spent("latency"):
+                timed = measure_latency(standing, task, block, chance, send)
+            # what is inside samples is a part of its own
+            spent.seconds["latency"] -= timed
+            spent.seconds["timed"] = timed
         if first:
-            for bench in standing.benches:
-                with standing.guard(bench.contender.id):
-                    recheck(bench, task.seed)
-            if "error" in block.measures:
-                measure_errors(standing, block, task.seed, send)
+            with spent("verification"):
+                for bench in standing.benches:
+                    with standing.guard(bench.contender.id):
+                        recheck(bench, task.seed)
+            with spent("other measures"):
+                if "memory" in block.measures:
+                    measure_memory(standing, block, send)
+                if "error" in block.measures:
+                    measure_errors(standing, block, task.seed, send)
+    send(Spent(spent.seconds))
     del padding
+
+
+class Stopwatch:
+    """Adds up what goes where: `with stopwatch("verification"): …`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        start = monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + monotonic() - start
 
 
 class Standing:
@@ -196,6 +222,64 @@ def recheck(bench: Any, seed: int) -> None:
     check(bench, bench.inputs.fresh(1), seed + 1)
 
 
+def measure_latency(
+    standing: Standing, task: Task, block: Block, chance: random.Random, send: Send
+) -> float:
+    """Time every direction; the seconds inside samples."""
+    from sbnbench.bench import set_up
+    from sbnbench.clocks import clock_for
+    from sbnbench.measure import latency
+
+    device = block.workload.device
+    baseline = set_up(block.baseline, block.workload, task.seed)
+    clock = clock_for(device, block.latency)
+    watched = gpu_of(device)
+    timed = 0.0
+    for step, direction in enumerate(block.directions):
+        on_time = throttled(send, step, len(block.directions))
+        sampled, seconds = latency.measure(
+            baseline,
+            standing.benches,
+            direction,
+            block.latency,
+            clock,
+            chance,
+            on_time,
+            watched,
+            energy=task.process == 0,
+        )
+        timed += seconds
+        for found in sampled:
+            send(found)
+    return timed
+
+
+def gpu_of(device: str) -> Gpu | None:
+    """The GPU to watch while a device is timed; none for a CPU, or where NVML has none to give."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    index = torch.device(device).index or 0
+    return gpu(index, str(getattr(properties, "uuid", "")))[0]
+
+
+def measure_memory(standing: Standing, block: Block, send: Send) -> None:
+    from sbnbench.failures import classify
+    from sbnbench.measure.memory import measure_memory as measure
+
+    for bench in standing.benches:
+        for direction in block.directions:
+            name = bench.contender.id
+            try:
+                found = measure(bench, direction)
+            except Exception as error:
+                send(Measured(name, "memory", direction, *classify(error)))
+            else:
+                send(Measured(name, "memory", direction, "ok", estimates=found))
+
+
 def measure_errors(standing: Standing, block: Block, seed: int, send: Send) -> None:
     from sbnbench.failures import classify
     from sbnbench.measure.error import measure_error
@@ -205,9 +289,9 @@ def measure_errors(standing: Standing, block: Block, seed: int, send: Send) -> N
         try:
             found = measure_error(bench.op, bench.contender, block.workload, block.error, seed)
         except Exception as error:
-            send(Errors(name, *classify(error)))
+            send(Measured(name, "error", None, *classify(error)))
         else:
-            send(Errors(name, "ok", "", *found))
+            send(Measured(name, "error", None, "ok", "", *found))
 
 
 def throttled(send: Send, step: int, steps: int) -> Callable[[float], None]:
