@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import cycle
 from typing import Any
 
@@ -49,9 +49,8 @@ class Bench:
         return going_round([self.call(direction), *others])
 
     def _again(self) -> Bench:
-        i = self.inputs
-        made = replace(i, x=i.x.clone(), dy=i.dy.clone())
-        return Bench(self.contender, self.op, made, new_state(i.weight, self.state.seed))
+        made = inputs_of(self.contender, self.inputs.workload)
+        return Bench(self.contender, self.op, made, new_state(made.weight, self.state.seed))
 
 
 def going_round(calls: list[Callable[[], object]]) -> Callable[[], object]:
@@ -63,9 +62,19 @@ def going_round(calls: list[Callable[[], object]]) -> Callable[[], object]:
 
 
 def set_up(contender: Contender, workload: Workload, seed: int) -> Bench:
-    """A bench with freshly made inputs."""
-    made = inputs.make(workload, virtual_rows(contender))
+    """A bench with inputs of its own."""
+    made = inputs_of(contender, workload)
     return Bench(contender, build(contender), made, new_state(made.weight, seed))
+
+
+def inputs_of(contender: Contender, workload: Workload, draw: int = 0) -> Inputs:
+    """Inputs that nothing else holds. Their values are made once for all contenders of a block."""
+    made = _made(workload, virtual_rows(contender), draw)
+    copies = {name: getattr(made, name).clone() for name in ("x", "dy", "weight", "bias")}
+    return replace(made, **copies)
+
+
+_made = lru_cache(maxsize=4)(inputs.make)
 
 
 def new_state(like: Tensor, seed: int) -> State:

@@ -179,12 +179,10 @@ def _loops(clock: Clock, call: Call, options: LatencyOptions, sets: int = 1) -> 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No garbage collection inside, and none of what was alive before afterwards."""
+    """No garbage collection inside."""
     gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
-        gc.unfreeze()
