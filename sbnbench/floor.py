@@ -18,19 +18,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sbnbench.errors import UnknownName
 from sbnbench.inputs import Inputs
 from sbnbench.model import Contender, Direction
-from sbnbench.registry import load_target, normalizers
-
-TRAFFIC = "sbnbench_kernels.traffic:moved"
-"""`(normalizer, params, shape, dtype, direction) → (bytes read, bytes written)`, or None for a
-normalizer that it does not know."""
+from sbnbench.registry import normalizers
+from sbnbench_kernels.traffic import traffic
 
 _ELEMENT = 4
 
@@ -72,46 +69,38 @@ def traffic_of(contender: Contender, inputs: Inputs, direction: Direction) -> Tr
     """
     shape, tensor = tuple(inputs.x.shape), inputs.x.nbytes
     params = normalizers()[contender.normalizer].resolve(dict(contender.params))
-    moved = _model()
     parts: tuple[Direction, ...] = ("fwd", "bwd") if direction == "fwd_bwd" else (direction,)
     moves, known = [], True
     for part in parts:
         count = 1 if part == "fwd" else 2
-        found = moved(contender.normalizer, params, shape, inputs.workload.dtype, part)
-        known = known and found is not None
-        read, written = found or (count * tensor, tensor)
-        moves.append(Moves(int(read), int(written), count, tensor))
+        try:
+            found = traffic(contender.normalizer, params, shape, inputs.workload.dtype, part)
+            read, written = found.read, found.written
+        except UnknownName:
+            known, read, written = False, count * tensor, tensor
+        moves.append(Moves(round(read), round(written), count, tensor))
     return Traffic(tuple(moves), known)
-
-
-def _model() -> Any:
-    try:
-        return load_target(TRAFFIC)
-    except ImportError:
-        return lambda *_: None
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How `Moves` are made, in elements: `swept` read only, `operands` tensors of `passed` read and
-    one of them written, `filled` written only."""
+    """How `Moves` are made, in elements: `swept` read only; `operands` tensors of `passed` read,
+    and as much as one of them written."""
 
     swept: int
     operands: int
     passed: int
-    filled: int
 
 
 def steps(moves: Moves) -> Steps:
     """The steps that read and write what `moves` says, to the element (of 4 bytes).
 
-    The pass has as many operands as the reads suffice for; 0.1 forgives what is written beside the
-    output, such as statistics.
+    The pass has as many operands as the reads suffice for, one for each input at most. Reads must
+    be no less than writes, as they are for whatever computes an output from inputs of its size.
     """
-    read, written = moves.read // _ELEMENT, moves.written // _ELEMENT
-    operands = max(1, min(moves.inputs, int(read / written + 0.1))) if written else 1
-    passed = min(written, read // operands)
-    return Steps(read - operands * passed, operands, passed, written - passed)
+    read, written = (max(1, n // _ELEMENT) for n in (moves.read, moves.written))
+    operands = min(moves.inputs, read // written)
+    return Steps(read - operands * written, operands, written)
 
 
 class Floors:
@@ -166,18 +155,14 @@ class Floors:
         """
         todo = steps(moves)
         found: list[tuple[tuple[object, ...], Ways]] = []
-        target = self._target[start : start + todo.passed + todo.filled]
+        target = self._target[start : start + todo.passed]
         each = moves.tensor // _ELEMENT
         whole, rest = divmod(todo.swept, moves.inputs * each)
         sizes = [moves.inputs * each] * whole + [rest] * bool(rest)
         found += [(("sweep", n.bit_length()), sweeps(self._source[:n])) for n in sizes]
-        if todo.passed:
-            operands = [self._source[i * each :][: todo.passed] for i in range(todo.operands)]
-            kind = ("pass", todo.operands, todo.passed.bit_length())
-            found.append((kind, passes(operands, target[: todo.passed])))
-        if todo.filled:
-            found.append((("fill",), {"fill_": partial(target[todo.passed :].fill_, 1.0)}))
-        return found
+        operands = [self._source[i * each :][: todo.passed] for i in range(todo.operands)]
+        kind = ("pass", todo.operands, todo.passed.bit_length())
+        return [*found, (kind, passes(operands, target))]
 
     def _fastest(self, key: tuple[object, ...], ways: Ways) -> tuple[str, Call]:
         if key not in self._chosen:

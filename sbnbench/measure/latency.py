@@ -137,7 +137,6 @@ def _floors(
     clock: Clock, benches: Sequence[Bench], direction: Direction, options: LatencyOptions
 ) -> tuple[list[_Floor], str]:
     """A floor for each bench, the same one where the bytes are the same; or none, and why."""
-    wanted = [traffic_of(b.contender, b.inputs, direction) for b in benches]
     device = benches[0].inputs.workload.device
 
     def shortest(call: Call) -> float:
@@ -145,6 +144,7 @@ def _floors(
         return min(clock.time(call, loops) for _ in range(TRIALS))
 
     try:
+        wanted = [traffic_of(b.contender, b.inputs, direction) for b in benches]
         floors = Floors(wanted, device, shortest)
         smallest = min(t.read + t.written for t in wanted)
         copies = [floors, *(floors.again() for _ in range(clock.sets(smallest) - 1))]
