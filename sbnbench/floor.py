@@ -123,7 +123,7 @@ class Floors:
         self._chosen = {} if chosen is None else chosen
         moves = [m for traffic in wanted for m in traffic.moves]
         self._source = torch.ones(max(_room(m) for m in moves), device=device)
-        self._target = torch.empty(max(1, *(t.written // _ELEMENT for t in wanted)), device=device)
+        self._target = torch.empty(max(_written(t) for t in wanted), device=device)
         self._made: dict[Traffic, tuple[Call, tuple[str, ...]]] = {
             traffic: self._make(traffic) for traffic in dict.fromkeys(wanted)
         }
@@ -144,9 +144,10 @@ class Floors:
         chosen, written = [], 0
         for moves in traffic.moves:
             chosen += [self._fastest(*found) for found in self._todo(moves, written)]
-            written += moves.written // _ELEMENT
+            written += steps(moves).passed
         calls = tuple(call for _, call in chosen)
-        return partial(_in_turn, calls), tuple(name for name, _ in chosen)
+        call = calls[0] if len(calls) == 1 else partial(_in_turn, calls)
+        return call, tuple(name for name, _ in chosen)
 
     def _todo(self, moves: Moves, start: int) -> list[tuple[tuple[object, ...], Ways]]:
         """The ways to do each step, under what tells steps of different kinds apart.
@@ -156,7 +157,7 @@ class Floors:
         todo = steps(moves)
         found: list[tuple[tuple[object, ...], Ways]] = []
         target = self._target[start : start + todo.passed]
-        each = moves.tensor // _ELEMENT
+        each = max(1, moves.tensor // _ELEMENT)
         whole, rest = divmod(todo.swept, moves.inputs * each)
         sizes = [moves.inputs * each] * whole + [rest] * bool(rest)
         found += [(("sweep", n.bit_length()), sweeps(self._source[:n])) for n in sizes]
@@ -191,8 +192,13 @@ def passes(operands: Sequence[Tensor], target: Tensor) -> Ways:
 
 def _room(moves: Moves) -> int:
     """Elements of the source that a floor needs."""
-    each, todo = moves.tensor // _ELEMENT, steps(moves)
-    return max(1, moves.inputs * each, (todo.operands - 1) * each + todo.passed)
+    each, todo = max(1, moves.tensor // _ELEMENT), steps(moves)
+    return max(moves.inputs * each, (todo.operands - 1) * each + todo.passed)
+
+
+def _written(traffic: Traffic) -> int:
+    """Elements of the target that a floor needs."""
+    return sum(steps(m).passed for m in traffic.moves)
 
 
 def _in_turn(calls: tuple[Call, ...]) -> None:
