@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sbnbench import units
 from sbnbench.model import Direction, Estimate, Plan, Record, Workload
 from sbnbench.statistics import Verdict, decide
 from sbnbench.store import expected
@@ -32,37 +31,24 @@ class Judgement:
 
 
 def judge(ratio: Estimate, threshold: float = THRESHOLD) -> Judgement:
-    """The verdict on one ratio by `statistics.decide`, with a reason that shows the interval.
+    """The verdict on one ratio by `statistics.decide`; an UNCLEAR also says what is clear.
 
-    With q = 1 + threshold, and an interval [low, high] that contains the estimate:
+    What a reader may rely on, and the tests hold the rule to:
 
-        FASTER: low > 1 and estimate ≥ q      SAME: 1/q < low and high < q
-        SLOWER: high < 1 and estimate ≤ 1/q   UNCLEAR: everything else
-
-    FASTER and SLOWER claim the direction with the interval's confidence and the size by the best
-    estimate; SAME claims with confidence that the size does not matter.
-
-    - Exclusive: an estimate ≥ q has high ≥ q. Exhaustive: UNCLEAR takes what is left.
+    - Exclusive and exhaustive: every ratio has one verdict; without an interval, UNCLEAR.
     - Monotone: raising the estimate and both ends never lowers a verdict, and a narrower interval
       around the same estimate never changes one, it only settles an UNCLEAR.
     - Symmetric: contender and baseline exchanged (ratio → 1/ratio) exchange FASTER and SLOWER.
-      That is why the lower edge is 1/q and not 1 − threshold.
+    - An interval above 1 is not enough for FASTER, nor one below 1 for SLOWER.
     """
     if not has_interval(ratio):
         return Judgement("UNCLEAR", "the ratio has no usable interval")
-    verdict, _ = decide(ratio, threshold)
-    span, limit = f"interval {units.interval(ratio)}", units.percent(threshold)
-    if verdict == "FASTER":
-        return Judgement(verdict, f"{span} lies above 1, and the estimate beyond {limit}")
-    if verdict == "SLOWER":
-        return Judgement(verdict, f"{span} lies below 1, and the estimate beyond {limit}")
-    if verdict == "SAME":
-        return Judgement(verdict, f"{span} lies within the threshold of {limit}")
-    if ratio.low and ratio.low > 1:
-        return Judgement(verdict, f"faster, but perhaps by more than {limit}: {span}")
-    if ratio.high and ratio.high < 1:
-        return Judgement(verdict, f"slower, but perhaps by more than {limit}: {span}")
-    return Judgement(verdict, f"{span} spans 1 and the threshold of {limit}")
+    verdict, reason = decide(ratio, threshold)
+    if verdict == "UNCLEAR" and ratio.low and ratio.low > 1:
+        reason = f"faster, but not surely by enough: {reason}"
+    if verdict == "UNCLEAR" and ratio.high and ratio.high < 1:
+        reason = f"slower, but not surely by enough: {reason}"
+    return Judgement(verdict, reason)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ from typing import Any
 
 import msgspec
 
-from sbnbench import gate, suites, trees
+from sbnbench import duel, gate, suites, trees
+from sbnbench.blocks import DEFAULT_TIMEOUT
 from sbnbench.errors import StoreError
-from sbnbench.execute import DEFAULT_TIMEOUT, execute
+from sbnbench.execute import execute
 from sbnbench.model import Block, Plan
+from sbnbench.noise import Noise, Trial, examine
 from sbnbench.observer import Observer
 from sbnbench.plan import Filters, make_plan, read_suite
 from sbnbench.pool import Worker
@@ -105,8 +107,35 @@ def gate_runs(
     return gate.against_run(load(new), load(old), threshold, allow_mixed)
 
 
-def as_json(found: gate.Gate) -> str:
-    """A gate's decisions as JSON text."""
+def noise(
+    contender: str = "bn@aten",
+    source: str = "synthetic:64x28x28",
+    batch: int = 32,
+    trials: int = 10,
+    threshold: float = 0.05,
+    seconds: float = 6.0,
+    rivals: bool = True,
+    busy: int = 0,
+    on_trial: Callable[[int, int, Trial], None] = lambda done, total, trial: None,
+) -> Noise:
+    """What this machine can decide: a contender against itself, as it is and slowed down."""
+    rule = UntilClear.at(threshold, seconds)
+    block = duel.pair(contender, contender, source, "fwd_bwd", rule=rule, axes={"batch": batch})
+    with duel.own_worker() as worker:
+        return examine(
+            block,
+            worker,
+            trials=trials,
+            threshold=threshold,
+            seconds=seconds,
+            rivals=rivals,
+            busy=busy,
+            on_trial=on_trial,
+        )
+
+
+def as_json(found: msgspec.Struct) -> str:
+    """Decisions as JSON text."""
     return msgspec.json.format(msgspec.json.encode(found), indent=1).decode()
 
 

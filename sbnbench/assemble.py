@@ -18,7 +18,7 @@ from sbnbench.model import (
     Record,
     Status,
 )
-from sbnbench.statistics import location, paired_ratio
+from sbnbench.statistics import Array, location, log_ratios, paired_ratio
 from sbnbench.units import percent
 
 
@@ -51,6 +51,11 @@ class Collected:
         fallen = {name for name, o in self.outcomes.items() if o.status != "ok"}
         return tuple(c.id for c in self.block.contenders if c.id not in fallen)
 
+    def log_ratios(self, contender: str, direction: Direction) -> list[Array]:
+        """log(baseline/contender) so far, one array a process."""
+        pairs = self.pairs.get((contender, direction), [])
+        return log_ratios([p.baseline for p in pairs], [p.time for p in pairs]) if pairs else []
+
     def drop(self, status: Status, reason: str) -> None:
         """Give every contender that is without an outcome this one."""
         for contender in self.standing():
@@ -69,7 +74,8 @@ class Collected:
                         found.append(self._other(contender, measure, direction))
         return found
 
-    def _blank(self, contender: Contender, measure: str, direction: Direction | None) -> Record:
+    def blank(self, contender: Contender, measure: str, direction: Direction | None) -> Record:
+        """A record with the outcome alone."""
         outcome = self.outcomes.get(contender.id) or Outcome(contender.id, "error", "never ran")
         return Record(
             block=self.block.id,
@@ -85,7 +91,7 @@ class Collected:
         )
 
     def _latency(self, contender: Contender, direction: Direction) -> Record:
-        blank = self._blank(contender, "latency", direction)
+        blank = self.blank(contender, "latency", direction)
         pairs = self.pairs.get((contender.id, direction), [])
         if blank.status != "ok" or not pairs:
             return blank
@@ -115,7 +121,7 @@ class Collected:
         return replace(blank, estimates=estimates, samples=samples, facts=facts, notes=notes)
 
     def _other(self, contender: Contender, measure: str, direction: Direction | None) -> Record:
-        blank = self._blank(contender, measure, direction)
+        blank = self.blank(contender, measure, direction)
         found = self.measured.get((contender.id, measure, direction))
         if blank.status != "ok" or found is None:
             return blank

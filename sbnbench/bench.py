@@ -26,9 +26,22 @@ class Bench:
     op: Any
     inputs: Inputs
     state: State
+    repeats: int = 1
+    """Executions that one call makes."""
 
     def call(self, direction: Direction) -> Callable[[], object]:
         """The call to time. `bwd` runs backward alone, on one forward's saved tensors."""
+        once = self._execution(direction)
+        if self.repeats == 1:
+            return once
+
+        def repeated() -> None:
+            for _ in range(self.repeats):
+                once()
+
+        return repeated
+
+    def _execution(self, direction: Direction) -> Callable[[], object]:
         i = self.inputs
         forward = partial(self.op.forward, i.x, i.weight, i.bias, self.state)
         if direction == "fwd":
@@ -50,7 +63,8 @@ class Bench:
 
     def _again(self) -> Bench:
         made = inputs_of(self.contender, self.inputs.workload)
-        return Bench(self.contender, self.op, made, new_state(made.weight, self.state.seed))
+        state = new_state(made.weight, self.state.seed)
+        return Bench(self.contender, self.op, made, state, self.repeats)
 
 
 def going_round(calls: list[Callable[[], object]]) -> Callable[[], object]:

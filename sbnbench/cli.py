@@ -47,7 +47,7 @@ def root(
 
 @app.command(
     "list",
-    epilog="Examples: [bold]sbnbench list[/] · [bold]sbnbench list suites[/] · "
+    epilog="Examples:\n\n[bold]sbnbench list[/]\n\n[bold]sbnbench list suites[/]\n\n"
     "[bold]sbnbench list normalizers --json[/]",
 )
 def list_(
@@ -70,10 +70,10 @@ def list_(
 
 
 @app.command(
-    epilog="Examples: [bold]sbnbench run --suite micro-batch[/] · "
-    "[bold]sbnbench run --suite my.toml --quick[/] · "
+    epilog="Examples:\n\n[bold]sbnbench run --suite micro-batch[/]\n\n"
+    "[bold]sbnbench run --suite my.toml --quick[/]\n\n"
     "[bold]sbnbench run --suite sampling-ratio -a batch=8,64 --only 'bn@aten,fs*' "
-    "--mode fwd_bwd[/] · [bold]sbnbench run --resume runs/micro-batch-…[/]",
+    "--mode fwd_bwd[/]\n\n[bold]sbnbench run --resume runs/micro-batch-…[/]",
 )
 def run(
     suite: Annotated[
@@ -81,7 +81,7 @@ def run(
     ] = "",
     axis: Annotated[
         list[str] | None,
-        typer.Option("-a", "--axis", help="An axis: batch=1,2,4 or batch=[pow2]1:64."),
+        typer.Option("-a", "--axis", help="An axis: batch=1,2,4 or batch=\\[pow2]1:64."),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Only these contenders: names, ids, @backend, globs.")
@@ -152,7 +152,7 @@ def run(
         raise typer.Exit(INTERRUPTED) from None
     console.show_results(terminal, found.records, beyond)
     console.show_overhead(terminal, found.environment.get("timing", {}))
-    report = found.report()
+    report = found.report(threshold=beyond)
     api.export(found, as_json, as_csv)
     terminal.print(f"report: {report}", markup=False)
     raise typer.Exit(_code(found))
@@ -162,6 +162,7 @@ def run(
 def report(
     path: Annotated[Path, typer.Argument(help="A run directory.")],
     out: Annotated[Path | None, typer.Option(help="Where to write the HTML file.")] = None,
+    threshold: Annotated[str, typer.Option(help="Smallest change that counts.")] = THRESHOLD,
     as_markdown: Annotated[
         bool, typer.Option("--md", help="Print a Markdown table instead.")
     ] = False,
@@ -178,14 +179,14 @@ def report(
     if as_markdown:
         from sbnbench_reports import markdown
 
-        typer.echo(markdown.table(found))
+        typer.echo(markdown.table(found, fraction(threshold)))
         return
-    typer.echo(f"report: {found.report(out)}")
+    typer.echo(f"report: {found.report(out, fraction(threshold))}")
 
 
 @app.command(
-    epilog="Examples: [bold]sbnbench gate --against main --suite smoke[/] · "
-    "[bold]sbnbench gate --against HEAD~1 --suite my.toml --threshold 2.5% --strict --md[/] · "
+    epilog="Examples:\n\n[bold]sbnbench gate --against main --suite smoke[/]\n\n"
+    "[bold]sbnbench gate --against HEAD~1 --suite my.toml --threshold 2.5% --strict --md[/]\n\n"
     "[bold]sbnbench gate runs/new --against runs/old[/]",
 )
 def gate(
@@ -249,13 +250,45 @@ def gate(
     raise typer.Exit(found.exit_code(strict))
 
 
-@app.command(epilog="Example: [bold]sbnbench doctor[/]")
+@app.command(
+    epilog="Examples:\n\n[bold]sbnbench doctor[/]\n\n"
+    "[bold]sbnbench doctor --noise --trials 50 --threshold 2.5%[/]"
+)
 def doctor(
+    noise: Annotated[
+        bool, typer.Option("--noise", help="Try decisions on this machine: A/A and A/B.")
+    ] = False,
+    trials: Annotated[int, typer.Option(min=1, help="Decisions of each kind.")] = 10,
+    threshold: Annotated[
+        str, typer.Option(help="Threshold of the decisions; twice it is planted.")
+    ] = THRESHOLD,
+    seconds: Annotated[float, typer.Option(help="Most measuring time for a decision.")] = 6.0,
+    contender: Annotated[str, typer.Option(help="What is measured.")] = "bn@aten",
+    source: Annotated[str, typer.Option("--input", help="Its input.")] = "synthetic:64x28x28",
+    batch: Annotated[int, typer.Option(min=1, help="Its batch.")] = 32,
+    rivals: Annotated[
+        bool, typer.Option("--rivals/--no-rivals", help="Also try other tools' rules.")
+    ] = True,
+    busy: Annotated[
+        int, typer.Option(min=0, help="Keep so many cores busy, as neighbours would.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
-    """What is installed, what is available here, and why not."""
+    """What is installed, what is available here, and what this machine can decide."""
     from sbnbench import console, diagnosis
 
+    if noise:
+        from sbnbench import api
+
+        found_noise = api.noise(
+            contender, source, batch, trials, fraction(threshold), seconds, rivals, busy,
+            console.noise_progress(console.make_console(stderr=True)),
+        )  # fmt: skip
+        if as_json:
+            typer.echo(api.as_json(found_noise))
+        else:
+            console.show_noise(console.make_console(), found_noise)
+        return
     found = diagnosis.collect()
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))

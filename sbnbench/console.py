@@ -25,9 +25,12 @@ from sbnbench.observer import Observer
 
 if TYPE_CHECKING:
     from sbnbench.gate import Gate
+    from sbnbench.noise import Noise, Trial
 
 SIGN = {"FASTER": "▲", "SLOWER": "▼", "SAME": "=", "UNCLEAR": "?"}
 STYLE = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNCLEAR": "yellow"}
+EXACT = 1e-5
+"""An error of the statistics below this is rounding."""
 PIPED_WIDTH = 200
 """Columns where nobody looks: wide enough that a table is never cut."""
 
@@ -43,7 +46,8 @@ def table(
     console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> None:
     """A table; cells are rich markup."""
-    shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    console.print(f"[bold]{title}[/]")
+    shown = Table(box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         shown.add_column(column, overflow="fold", no_wrap=index == 0)
     for row in rows:
@@ -164,7 +168,7 @@ def show_results(console: Console, records: list[Record], threshold: float) -> N
         _by_batch(
             console,
             errors,
-            "error of the variance against the batch's own, median over channels",
+            "error of the variance, |ln σ_S²/σ²| against the batch's own, median over channels",
             _error,
         )
     console.print(
@@ -221,7 +225,7 @@ def _error(record: Record) -> str:
     estimate = record.estimates.get("var_batch_median")
     if record.status != "ok" or estimate is None:
         return f"[dim]{record.status}[/]"
-    return units.percent(estimate.value)
+    return "exact" if estimate.value < EXACT else f"{estimate.value:.2g}"
 
 
 def observer(console: Console) -> LiveObserver | PlainObserver:
@@ -294,15 +298,21 @@ def _show_normalizers(console: Console, entries: list[dict[str, Any]], long: boo
         console.print(e["notes"] and f"  {e['notes']}", markup=False)
 
 
+def _facts(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    said = [
+        f"{k.removesuffix('_bytes')} {units.size(v) if k.endswith('_bytes') else v}"
+        for k, v in value.items()
+        if v is not None
+    ]
+    return "; ".join(said) or "nothing set"
+
+
 def show_diagnosis(console: Console, found: dict[str, Any]) -> None:
     """`sbnbench doctor`."""
     for name, value in found["environment"].items():
-        text = (
-            "; ".join(f"{k} {v}" for k, v in value.items() if v is not None)
-            if isinstance(value, dict)
-            else str(value)
-        )
-        console.print(f"[bold]{name}[/] {escape(text)}")
+        console.print(f"[bold]{name}[/] {escape(_facts(value))}")
     console.print()
     for kind in ("backends", "extras"):
         rows = (
@@ -364,3 +374,47 @@ def gate_markdown(found: Gate) -> str:
     lines = [f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in rows]
     head = f"sbnbench gate against `{found.against}`, threshold {units.percent(found.threshold)}"
     return "\n".join([head, "", *lines, *(f"\n{note}" for note in found.notes)])
+
+
+def noise_progress(console: Console) -> Callable[[int, int, Trial], None]:
+    """A line a trial: what was so, what was said, and the time left."""
+    start = monotonic()
+
+    def on_trial(done: int, total: int, trial: Trial) -> None:
+        truth = f"slower by {units.percent(trial.slowdown)}" if trial.slowdown else "the same"
+        left = (monotonic() - start) / done * (total - done)
+        console.print(
+            f"[{done}/{total}] {truth}: {trial.verdict} {trial.reason}; "
+            f"{units.duration(left)} left",
+            markup=False,
+        )
+
+    return on_trial
+
+
+def show_noise(console: Console, found: Noise) -> None:
+    """Rules against each other, and what the machine resolves."""
+    table(
+        console,
+        f"{found.contender}, {found.workload}; {found.busy} other cores kept busy",
+        [
+            "rule",
+            "false alarms (A/A)",
+            f"found (A/B, {units.percent(found.slowdown)} slower)",
+            "unclear",
+        ],
+        (
+            [escape(name), f"{false} of {same}", f"{hit} of {slower}", str(unclear)]
+            for name, same, false, slower, hit, unclear in found.rows()
+        ),
+    )
+    seconds = sorted(t.seconds for t in found.trials)
+    console.print(
+        f"a decision took {units.duration(seconds[len(seconds) // 2])} in the median, "
+        f"{units.duration(seconds[-1])} at most"
+    )
+    for budget, threshold in found.resolves:
+        console.print(
+            f"in {units.duration(budget)} this machine decides at a threshold of "
+            f"{units.percent(threshold)}"
+        )

@@ -11,15 +11,11 @@ from time import monotonic
 from typing import Any
 
 from sbnbench import environment
-from sbnbench.assemble import Collected
-from sbnbench.errors import SbnbenchError
-from sbnbench.messages import Ended, Failed, Progress, Task
-from sbnbench.model import Block, Plan, Record
+from sbnbench.blocks import DEFAULT_TIMEOUT, fixed, prepare, run_block
+from sbnbench.model import Plan
 from sbnbench.observer import Observer
-from sbnbench.pool import Worker, WorkerTimeout
+from sbnbench.pool import Worker
 from sbnbench.store import Run, RunWriter
-
-DEFAULT_TIMEOUT = 600.0
 
 
 def execute(
@@ -48,12 +44,14 @@ def execute(
         facts = run.environment if resume else environment.describe()
         facts |= worker.start().facts
         writer.environment(facts)
-        _prepare(worker, sorted({b.workload.source for b in todo}), observer)
+        prepare(worker, sorted({b.workload.source for b in todo}), observer)
         spent: dict[str, float] = {}
         for block in todo:
             observer.block_started(block)
             start = monotonic()
-            found, parts = run_block(worker, block, plan.seed, timeout, observer)
+            rule = fixed(block.latency)
+            collected = run_block(worker, block, plan.seed, timeout, rule, observer)
+            found, parts = collected.records(), collected.spent
             writer.append(found)
             records.extend(found)
             observer.block_done(block, found, monotonic() - start)
@@ -64,33 +62,6 @@ def execute(
     if log.exists() and not log.stat().st_size:
         log.unlink()
     return Run(plan, facts, records, path)
-
-
-def run_block(
-    worker: Worker, block: Block, seed: int, timeout: float, observer: Observer
-) -> tuple[list[Record], dict[str, float]]:
-    """All processes of a block, the failing ones included; records, and what the time went to."""
-    collected = Collected(block)
-    processes = block.latency.processes if "latency" in block.measures else 1
-    for process in range(processes):
-        standing = collected.standing()
-        if not standing:
-            break
-        task = Task(block, process, seed, standing)
-        problem = ""
-        try:
-            for event in worker.ask(task, timeout):
-                collected.take(event)
-                if isinstance(event, Progress):
-                    done = (process + event.done / event.total) / processes
-                    observer.block_progress(block, done)
-                elif isinstance(event, Failed):
-                    problem = event.reason
-                elif isinstance(event, Ended) and event.code:
-                    _fallen(collected, event, problem, worker)
-        except WorkerTimeout as error:
-            collected.drop("timeout", f"{error} ({timeout:g} s)")
-    return collected.records(), collected.spent
 
 
 def timing(
@@ -114,23 +85,3 @@ def timing(
             k: parts.get(k, 0.0) + before["parts"].get(k, 0.0) for k in {**before["parts"], **parts}
         },
     }
-
-
-def _fallen(collected: Collected, event: Ended, problem: str, worker: Worker) -> None:
-    if problem:
-        collected.drop("error", problem)
-    elif event.code == -9:
-        collected.drop("out-of-memory", "the process was killed (SIGKILL): most often no memory")
-    else:
-        collected.drop("crashed", f"the process ended with {event.code}: {worker.last_words(1)}")
-
-
-def _prepare(worker: Worker, sources: list[str], observer: Observer) -> None:
-    """Make inputs that no cache has yet; without them no block can run."""
-    for event in worker.ask(Task(sources=tuple(sources)), timeout=DEFAULT_TIMEOUT):
-        if isinstance(event, Progress):
-            observer.preparing(event.what, event.done, event.total)
-        elif isinstance(event, Failed):
-            raise SbnbenchError(f"the inputs could not be made: {event.reason}")
-        elif isinstance(event, Ended) and event.code:
-            raise SbnbenchError(f"the inputs could not be made: {worker.last_words(1)}")

@@ -19,6 +19,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from sbnbench.errors import SbnbenchError, UsageError
+from sbnbench.measure.order import chance_order
 from sbnbench.messages import Ended, Enough, Failed, Outcome, Prepared, Spawned, Taken, Task, Turn
 from sbnbench.model import FAILED, Block, Direction, Estimate, Plan, Record, Status, Workload
 from sbnbench.pool import Worker, WorkerTimeout
@@ -191,10 +192,14 @@ def _take_turns(
         left = [k for k in open_keys if k[0] not in fallen]
         loops = {k: max(side.loops[k] for side in sides) for k in left}
         left.sort()
+        order = chance_order(chance, len(left))
+        keys = tuple(left)
         while left:
-            chance.shuffle(left)
-            for key in left:
-                first = chance.randrange(2)
+            for index, old_first in next(order):
+                key = keys[index]
+                if key not in left:
+                    continue
+                first = int(old_first)
                 start = monotonic()
                 times = {n: sides[n].take(key, loops[key]) for n in (first, 1 - first)}
                 pairs[key].add(times[0], times[1], monotonic() - start)

@@ -28,6 +28,8 @@ class Task(msgspec.Struct, frozen=True):
     sources: tuple[str, ...] = ()
     turns: bool = False
     """Time one sample at each Turn, rather than pairs of its own."""
+    slowdown: float = 0.0
+    """Make the contenders, not the baseline, slower than they are by this share: 0.1 is 10 %."""
 
 
 class Turn(msgspec.Struct, frozen=True, tag=True):
@@ -115,6 +117,24 @@ class Sampled(msgspec.Struct, frozen=True, tag=True):
     """Energy of a call."""
     remarks: tuple[str, ...] = ()
 
+    def divided(self, executions: int) -> Sampled:
+        """The same, where each call was this many executions."""
+        if executions == 1:
+            return self
+        baseline = [t / executions for t in self.baseline]
+        floor = self.floor
+        if floor:
+            beside = [t / executions for t in floor.baseline]
+            floor = msgspec.structs.replace(floor, baseline=beside)
+        return msgspec.structs.replace(
+            self,
+            time=[t / executions for t in self.time],
+            baseline=baseline,
+            loops=self.loops * executions,
+            baseline_loops=self.baseline_loops * executions,
+            floor=floor,
+        )
+
 
 class Measured(msgspec.Struct, frozen=True, tag=True):
     """What a measure other than latency found for one contender."""
@@ -139,6 +159,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     """The task as a whole could not be run; no contender is to blame."""
 
     reason: str
+    status: Status = "error"
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):

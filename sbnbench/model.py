@@ -121,6 +121,8 @@ class Normalizer(msgspec.Struct, frozen=True):
     provider: str = "sbnbench"
     without: dict[str, str] = {}
     """Backends it cannot have, and why."""
+    running: bool = True
+    """Whether a layer keeps running statistics, which eval() normalizes with."""
 
     def param(self, name: str) -> Param | None:
         return next((p for p in self.params if p.name == name), None)

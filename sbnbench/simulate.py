@@ -122,8 +122,8 @@ def _log_ratios(machine: Machine, rng: Generator, **options: Any) -> Array:
 
 
 def _rounds_used(rule: Precision, ratios: Array) -> int:
-    """Rounds after which the rule ends a process that asks after every ten."""
-    asked = range(10, len(ratios), 10)
+    """Rounds after which the rule ends a process that asks after every twenty."""
+    asked = range(20, len(ratios), 20)
     return next((n for n in asked if rule.enough_rounds(ratios[:n], 0.0)), len(ratios))
 
 
@@ -153,12 +153,12 @@ def print_coverage(rng: Generator) -> None:
     numbers, naive = (1, 3, 5, 8, 12), ("one level", "unpaired")
     rows = []
     for name, machine in MACHINES.items():
-        found = {n: coverage(machine, rng, n) for n in numbers}
-        others = [naive_coverage(machine, rng, rule) for rule in naive]
+        found = {n: coverage(machine, rng, n, 4000) for n in numbers}
+        others = [naive_coverage(machine, rng, rule, 4000) for rule in naive]
         shares = [f"{100 * c.share:.1f}" for c in (*found.values(), *others)]
         rows.append([name, *shares, f"{100 * found[5].half:.2g} %"])
     _print(
-        "Coverage of 95 % intervals, %, by processes; naive intervals with five; 1000 runs",
+        "Coverage of 95 % intervals, %, by processes; naive intervals with five; 4000 runs",
         ["machine", *map(str, numbers), *naive, "half-width with 5"],
         rows,
     )
@@ -189,16 +189,16 @@ def print_verdicts(rng: Generator) -> None:
     rows = []
     for threshold in (0.05, 0.025):
         for name, (machine, options) in cases.items():
-            for times in (0.0, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0):
+            for times in (0.0, 0.5, 0.8, 1.0, 1.2, 2.0):
                 slowdown = times * threshold
-                seen = verdicts(machine, rng, threshold, slowdown, 500, **options)
+                seen = verdicts(machine, rng, threshold, slowdown, 300, **options)
                 rows.append(
                     [f"{100 * threshold:.3g} %", name, f"{100 * slowdown:.3g} %"]
                     + [f"{100 * seen[word]:.1f}" for word in words]
                     + [f"{seen['processes']:.1f}"]
                 )
     _print(
-        "Verdicts of `UntilClear`, %, with five to twelve processes, 500 runs",
+        "Verdicts of `UntilClear`, %, with five to twelve processes, 300 runs",
         ["threshold", "machine", "truly slower by", *words, "processes"],
         rows,
     )
@@ -213,6 +213,7 @@ def print_stopped(rng: Generator) -> None:
                 MACHINES["random walk"],
                 rng,
                 fewest,
+                1000,
                 placement=(deviation, deviation),
                 stray=0.0,
             )

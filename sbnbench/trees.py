@@ -73,7 +73,10 @@ def _installed(project: Path, site: Path, what: str) -> dict[str, str]:
         running = Path(sbnbench.__file__).resolve().parent
         (site / HARNESS).symlink_to(running, target_is_directory=True)
     before = os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(site), before]))}
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(site), before])),
+        "PYTHONSAFEPATH": "1",  # the folder that the gate is called in must not come first
+    }
 
 
 def _git(folder: Path, *arguments: str, wrong: str) -> str:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from time import monotonic
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
@@ -35,6 +37,9 @@ from sbnbench.messages import (
 from sbnbench.model import Block
 from sbnbench.nvml import Gpu, gpu
 
+if TYPE_CHECKING:
+    from sbnbench.bench import Bench
+
 Send = Callable[[Event], None]
 
 
@@ -44,6 +49,7 @@ def main() -> int:
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     send = sender(channel)
+    die_with_parent()
     send(Ready(import_everything()))
     # What is imported stays: no task need look through it for garbage.
     gc.collect()
@@ -57,11 +63,22 @@ def main() -> int:
             return 0
         pid = os.fork()
         if pid == 0:
+            die_with_parent()
             os._exit(run(task, send))
         send(Spawned(pid))
         _, status = os.waitpid(pid, 0)
         send(Ended(os.waitstatus_to_exitcode(status)))
     return 0
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent is killed (Linux): an orphan that goes on
+    computing would disturb whatever is measured next."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def sender(channel: BinaryIO) -> Send:
@@ -98,8 +115,11 @@ def run(task: Task, send: Send) -> int:
         else:
             run_block(task, send)
     except Exception as error:
+        from sbnbench.failures import classify
+
         traceback.print_exc(file=sys.stderr)
-        send(Failed(f"{type(error).__name__}: {error}"))
+        status, reason = classify(error)
+        send(Failed(reason, status))
         return 1
     return 0
 
@@ -126,11 +146,20 @@ def run_block(task: Task, send: Send) -> None:
     # kept until the end, moves what is allocated after it.
     padding = torch.empty(chance.randrange(1, 1 << 20), dtype=torch.uint8)
     first = task.process == 0
+    # 11 executions against 10 in every sample: an exact 10 %, however few calls a sample has.
+    slow = Fraction(1 + task.slowdown).limit_denominator(100)
     standing = Standing(send)
     spent = Stopwatch()
+    # What is allocated first lies differently from what is allocated last, in every process alike
+    # if the order were always the same.
+    order = [None, *(c for c in block.contenders if c.id in task.contenders)]
+    chance.shuffle(order)
     with torch.no_grad():
-        for contender in block.contenders:
-            if contender.id not in task.contenders:
+        for contender in order:
+            if contender is None:
+                with spent("set-up"):
+                    baseline = set_up(block.baseline, block.workload, task.seed)
+                baseline.repeats = slow.denominator
                 continue
             with standing.guard(contender.id):
                 with spent("set-up"):
@@ -138,6 +167,7 @@ def run_block(task: Task, send: Send) -> None:
                 if first:
                     with spent("verification"):
                         standing.passed(contender.id, examine(bench, task.seed))
+                bench.repeats = slow.numerator
                 standing.benches.append(bench)
         if task.turns:
             from sbnbench.measure.turns import serve
@@ -146,7 +176,9 @@ def run_block(task: Task, send: Send) -> None:
             return
         if "latency" in block.measures and standing.benches:
             with spent("latency"):
-                timed = measure_latency(standing, task, block, chance, send)
+                timed = measure_latency(
+                    baseline, standing, task, block, chance, send, slow.denominator
+                )
             # what is inside samples is a part of its own
             spent.seconds["latency"] -= timed
             spent.seconds["timed"] = timed
@@ -229,15 +261,19 @@ def recheck(bench: Any, seed: int) -> None:
 
 
 def measure_latency(
-    standing: Standing, task: Task, block: Block, chance: random.Random, send: Send
+    baseline: Bench,
+    standing: Standing,
+    task: Task,
+    block: Block,
+    chance: random.Random,
+    send: Send,
+    executions: int,
 ) -> float:
-    """Time every direction; the seconds inside samples."""
-    from sbnbench.bench import set_up
+    """Time every direction, a call being so many executions; the seconds inside samples."""
     from sbnbench.clocks import clock_for
     from sbnbench.measure import latency
 
     device = block.workload.device
-    baseline = set_up(block.baseline, block.workload, task.seed)
     clock = clock_for(device, block.latency)
     watched = gpu_of(device)
     timed = 0.0
@@ -256,7 +292,7 @@ def measure_latency(
         )
         timed += seconds
         for found in sampled:
-            send(found)
+            send(found.divided(executions))
     return timed
 
 

@@ -35,7 +35,7 @@ def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent(name: str) -> N
 @pytest.mark.parametrize("name", MACHINES)
 @pytest.mark.parametrize("processes", [2, 3, 8, 12])
 def test_coverage_with_any_number_of_processes(name: str, processes: int) -> None:
-    found = coverage(MACHINES[name], np.random.default_rng(2), processes)
+    found = coverage(MACHINES[name], np.random.default_rng(2), processes, runs=4000)
     assert 0.93 <= found.share <= 0.97
 
 

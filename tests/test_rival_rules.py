@@ -39,4 +39,9 @@ def test_asv_wants_both_ten_percent_and_the_test() -> None:
 def test_criterion_wants_the_interval_beyond_one_percent() -> None:
     assert not criterion(sample(1.0, sd=0.001), sample(1.009, sd=0.001, seed=1))
     assert criterion(sample(1.0, sd=0.001), sample(1.012, sd=0.001, seed=1))
-    assert not criterion(sample(1.0, sd=0.2), sample(1.05, sd=0.2, seed=1))
+    assert not criterion(sample(1.0, sd=0.02), sample(1.015, sd=0.02, seed=1))  # reaches below
+
+
+def test_criterion_wants_the_test_too() -> None:
+    """One wild sample of three: every resample's mean is beyond 1 %, and Welch's t is small."""
+    assert not criterion(sample(1.0, n=3, sd=0.001), [1.02, 1.02, 3.0])

@@ -68,6 +68,16 @@ def test_interval_over_few_processes_is_students() -> None:
     )
 
 
+def test_interval_over_many_processes_is_tukey_and_mclaughlins() -> None:
+    centres = np.array([5.0, 0.1, 0.2, 0.3, 0.5, 0.6, 0.7, -9.0])
+    inner = np.array([0.1, 0.2, 0.3, 0.5, 0.6, 0.7])
+    winsorized = np.concatenate([[0.1], inner, [0.7]])
+    squares = np.sum((winsorized - winsorized.mean()) ** 2)
+    value, half = between(centres, 0.90)
+    assert float(value) == pytest.approx(inner.mean())
+    assert float(half) == pytest.approx(stats.t.ppf(0.95, 5) * math.sqrt(squares / (6 * 5)))
+
+
 def test_from_eight_processes_on_one_stray_is_trimmed() -> None:
     near = np.linspace(-0.01, 0.01, 7)
     value, half = between(np.append(near, 0.5))
@@ -75,6 +85,20 @@ def test_from_eight_processes_on_one_stray_is_trimmed() -> None:
     assert float(value) == float(same_but_farther)
     assert float(half) == float(same_half) < 0.02
     assert abs(float(value)) < 0.01
+
+
+def test_standard_error_is_that_of_the_centre_also_where_rounds_depend_on_each_other() -> None:
+    white = np.random.default_rng(0).normal(size=(300, 240))
+    slow = np.repeat(white[:, ::8], 8, axis=1)  # rounds that come in eights, all alike
+    for x in (white, slow):
+        told = np.sqrt(np.mean([standard_error(row) ** 2 for row in x]))
+        assert told == pytest.approx(centre(x).std(), rel=0.15)
+    assert standard_error(np.zeros(3)) == math.inf
+
+
+def test_stretches_hold_whole_mirrored_twos() -> None:
+    humps = np.tile([-0.1, 0.1], 8) + rounds(16, sd=0.003)
+    assert standard_error(humps) < 0.002
 
 
 def test_a_known_ratio_survives_drift_and_bursts() -> None:

@@ -3,6 +3,9 @@
 Shapes: x, y, dy, dx are (N, C, *spatial) with zero to three spatial sizes; weight γ, bias b and
 their gradients are (C,). Where a normalizer takes virtual rows, they are the last rows of x, and
 y and dx have them too.
+
+An op that learns or keeps more than that is `Extended`: its tensors live in `State.extra` by name,
+and its backward has a fourth result, the gradients of the extra parameters by name.
 """
 
 from __future__ import annotations
@@ -59,4 +62,16 @@ class Estimator(Op, Protocol):
     def statistics(self, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (C,) that the next training forward would normalize with,
         in float32 or better; advances `state.step` like a forward and updates nothing else."""
+        ...
+
+
+class Extended(Op, Protocol):
+    """An op with tensors of its own in `State.extra`, where its forward puts those that miss."""
+
+    def parameters(self, channels: int) -> dict[str, Tensor]:
+        """Initial values of further learned parameters."""
+        ...
+
+    def buffers(self, channels: int) -> dict[str, Tensor]:
+        """Initial values of what it keeps beside the running statistics; part of a state_dict."""
         ...

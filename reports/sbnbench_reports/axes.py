@@ -77,23 +77,35 @@ def scale(axes: Axes, which: str, values: Sequence[float], text: Callable[[float
     _set_ticks(axes, which, {**ticks, **named})
 
 
+_LADDERS: tuple[tuple[float, ...], ...] = (
+    (1, 1.5, 2, 3, 4, 5, 7),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 2, 5),
+    (1, 3),
+    (1,),
+)
+
+
 def round_numbers(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`: the finest of some ladders that gives at most seven."""
+    """Round numbers from `low` to `high`, the finest choice that gives at most seven.
+
+    Even steps within a factor of three; beyond that steps that look even on a logarithmic axis.
+    """
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    ladders: list[list[float]] = [
-        [m / 20 for m in range(20, 200)],
-        [m / 10 for m in range(10, 100)],
-        [m / 5 for m in range(5, 50)],
-        [1, 1.5, 2, 3, 4, 5, 7],
-        [1, 1.5, 2, 3, 5, 7],
-        [1, 2, 5],
-        [1, 3],
-        [1],
-    ]
-    for ladder in ladders:
+    if high / low < 3:
+        sizes = [m * 10.0**e for e in range(first - 3, last + 1) for m in (1, 2, 5)]
+        choices = [
+            [k * size for k in range(math.ceil(low / size), math.floor(high / size) + 1)]
+            for size in sizes
+            if (high - low) / size <= _MOST_TICKS
+        ]
+    else:
+        choices = [
+            [m * 10.0**e for e in range(first, last + 1) for m in ladder] for ladder in _LADDERS
+        ]
+    for choice in choices:
         # rounded, so that 0.3 is 0.3 and not 0.30000000000000004
-        steps = [float(f"{m * 10.0**e:.12g}") for e in range(first, last + 1) for m in ladder]
-        inside = [s for s in steps if low <= s <= high]
+        inside = [float(f"{n:.12g}") for n in choice if low <= n <= high]
         if len(inside) <= _MOST_TICKS:
             return inside
     return inside[:: math.ceil(len(inside) / _MOST_TICKS)]

@@ -17,8 +17,12 @@ from sbnbench.analyse import Series
 from sbnbench.model import Direction, Estimate, Record
 from sbnbench_reports import axes as panels
 from sbnbench_reports import svg
+from sbnbench_reports.answer import EXACT
 from sbnbench_reports.palette import Style
 from sbnbench_reports.text import DIRECTION, count, plain, tick, times
+
+_NEAR = 1.5
+"""How far an axis follows intervals beyond the outermost values, as a factor."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def ratios(records: list[Record], look: Look, prefix: str) -> Figure | None:
     """One layer's ratio to the baseline against batch, a panel a direction."""
     drawn = _by_direction(records, "ratio")
     edge = 1 + look.threshold
-    values = [v for lines in drawn.values() for v in _values(lines)]
+    values = reach(v for lines in drawn.values() for line in lines for v in line.values)
     parts: list[str] = []
     for direction, lines in drawn.items():
         figure, axes = panels.panel(DIRECTION[direction], "batch size", "speed ÷ baseline's")
@@ -66,8 +70,9 @@ def ratios(records: list[Record], look: Look, prefix: str) -> Figure | None:
     return _figure(
         drawn,
         parts,
-        f"Baseline's time over the contender's: above the line is faster. Bars are 95 % intervals; "
-        f"the band is ±{units.percent(look.threshold)}, where a difference counts as none.",
+        "Baseline's time over the contender's: above the line is faster. Bars are 95 % intervals, "
+        f"cut where they leave the panel; the band is ±{units.percent(look.threshold)}, where a "
+        "difference counts as none.",
     )
 
 
@@ -77,7 +82,7 @@ def latencies(records: list[Record], look: Look, prefix: str) -> Figure | None:
     for direction, lines in drawn.items():
         own = [r for r in records if r.direction == direction]
         lines += _baseline_lines(own, {line.contender for line in lines})
-    values = [v for lines in drawn.values() for v in _values(lines)]
+    values = reach(v for lines in drawn.values() for line in lines for v in line.values)
     parts: list[str] = []
     for direction, lines in drawn.items():
         figure, axes = panels.panel(DIRECTION[direction], "batch size", "time a call")
@@ -91,7 +96,7 @@ def latencies(records: list[Record], look: Look, prefix: str) -> Figure | None:
     return _figure(
         drawn,
         parts,
-        "Median time of one call. Context only: absolute times drift with the machine; "
+        "Typical time of one call. Context only: absolute times drift with the machine; "
         "the ratio above is measured against that drift.",
     )
 
@@ -110,12 +115,13 @@ def errors(records: list[Record], look: Look, prefix: str) -> Figure | None:
     parts: list[str] = []
     everything: dict[None, list[Series]] = {None: []}
     for moment, against, title in _ERRORS:
-        middle = _positive(analyse.series(records, f"{moment}_{against}_median"))
+        middle = _inexact(analyse.series(records, f"{moment}_{against}_median"))
         tail = {s.contender: s for s in analyse.series(records, f"{moment}_{against}_p95")}
         if not middle:
             continue
         figure, axes = panels.panel(title, "batch size", ERROR_AXIS[moment])
-        values = _values(middle) + _values(_positive(tail.values()))
+        tails = _inexact(tail.values())
+        values = [v.value for line in (*middle, *tails) for v in line.values]
         whiskers = [_with_tail(line, tail.get(line.contender)) for line in middle]
         _draw(axes, whiskers, look)
         panels.scale(axes, "y", values, plain)
@@ -167,19 +173,28 @@ def _with_tail(line: Series, tail: Series | None) -> Series:
     return Series(line.contender, line.batches, tuple(values))
 
 
-def _positive(lines: Iterable[Series]) -> list[Series]:
-    """Lines without the values that a logarithmic axis cannot show."""
+def _inexact(lines: Iterable[Series]) -> list[Series]:
+    """Lines without what is exact, which a logarithmic axis cannot show."""
     kept = []
     for line in lines:
-        pairs = [(b, v) for b, v in zip(line.batches, line.values, strict=True) if v.value > 0]
+        pairs = [(b, v) for b, v in zip(line.batches, line.values, strict=True) if v.value > EXACT]
         if pairs:
             kept.append(Series(line.contender, *map(tuple, zip(*pairs, strict=True))))
     return kept
 
 
-def _values(lines: Iterable[Series]) -> list[float]:
-    """Every number that an axis must reach: values and ends of intervals."""
-    return [n for line in lines for v in line.values for n in (v.value, v.low, v.high) if n]
+def reach(estimates: Iterable[Estimate]) -> list[float]:
+    """Every number that an axis must reach: the values, and the ends of intervals near them.
+
+    One interval much wider than the rest would press everything else into a line; it is cut.
+    """
+    known = list(estimates)
+    values = [e.value for e in known if e.value > 0]
+    if not values:
+        return []
+    lowest, highest = min(values) / _NEAR, max(values) * _NEAR
+    ends = [n for e in known for n in (e.low, e.high) if n and n > 0]
+    return values + [min(max(n, lowest), highest) for n in ends]
 
 
 def _draw(axes: Axes, lines: Sequence[Series], look: Look) -> None:
@@ -209,7 +224,7 @@ def draw_line(axes: Axes, line: Series, places: Sequence[float], style: Style,
         linewidth=0 if not joined else 1.3 if style.index else 2,
         dashes=style.dash or (1, 0),
         marker=style.marker,
-        markersize=5.5,
+        markersize=5.5 if joined else 7,
         markeredgecolor=svg.PAGE,
         markeredgewidth=0.6,
         gid=gid,

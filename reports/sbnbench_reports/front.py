@@ -11,7 +11,8 @@ from sbnbench.analyse import Series
 from sbnbench.model import Direction, Estimate, Record
 from sbnbench_reports import axes as panels
 from sbnbench_reports import svg
-from sbnbench_reports.figures import ERROR_AXIS, Figure, Look, Panel, draw_line
+from sbnbench_reports.answer import EXACT
+from sbnbench_reports.figures import ERROR_AXIS, Figure, Look, Panel, draw_line, reach
 from sbnbench_reports.text import DIRECTION, main_direction, plain, tick, times
 
 _ERROR = "var_batch_median"
@@ -21,6 +22,7 @@ _ERROR = "var_batch_median"
 class Point:
     contender: str
     error: float
+    """0 where it is no more than rounding."""
     ratio: Estimate
 
 
@@ -35,11 +37,11 @@ def speed_against_error(records: list[Record], look: Look, prefix: str) -> Figur
     if not by_batch:
         return None
     everything = [p for points in by_batch.values() for p in points]
-    errors = [p.error for p in everything if p.error > 0]
+    errors = [p.error for p in everything if p.error]
     # A logarithmic axis has no zero: what is exact stands apart, left of the smallest error.
     exact = min(errors, default=1.0) / 4
     named = {exact: "exact"} if len(errors) < len(everything) else {}
-    ratios = [n for p in everything for n in (p.ratio.value, p.ratio.low, p.ratio.high) if n]
+    ratios = reach(p.ratio for p in everything)
     parts: list[Panel] = []
     for batch, points in by_batch.items():
         figure, axes = panels.panel(f"batch {batch}", ERROR_AXIS["var"], "speed ÷ baseline's")
@@ -62,9 +64,9 @@ def speed_against_error(records: list[Record], look: Look, prefix: str) -> Figur
         parts.append(Panel(drawing, tuple(p.contender for p in best)))
     return Figure(
         f"{DIRECTION[direction].capitalize()}. Up is faster, left is more exact. The dashed steps "
-        "are the front, named below each panel by rising error: nothing is both faster and more "
-        "exact than a contender on it. Contenders that do not estimate batch statistics have no "
-        "error and are not drawn.",
+        "are the front, named below each panel by rising error: by the estimates alone, nothing is "
+        "both faster and more exact than a contender on it. Contenders that do not estimate "
+        "batch statistics have no error and are not drawn.",
         tuple(parts),
         tuple(dict.fromkeys(p.contender for p in everything)),
     )
@@ -80,7 +82,7 @@ def _points(records: list[Record], direction: Direction | None) -> list[Point]:
     if speed:
         speed.setdefault(records[0].baseline, Estimate(1.0))
     return [
-        Point(r.contender, error.value, speed[r.contender])
+        Point(r.contender, 0.0 if error.value < EXACT else error.value, speed[r.contender])
         for r in records
         if r.measure == "error" and r.contender in speed
         if (error := r.estimates.get(_ERROR)) is not None

@@ -16,11 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sbnbench import __version__, analyse, units
-from sbnbench.analyse import THRESHOLD, VERDICTS, Comparison, Setting, Summary
-from sbnbench.model import Direction, Record
-from sbnbench_reports import Run, palette, svg, tables, text
+from sbnbench.analyse import THRESHOLD, VERDICTS, Setting
+from sbnbench.model import Record
+from sbnbench_reports import Run, answer, palette, svg, tables, text
 from sbnbench_reports.figures import Figure, Look, errors, latencies, ratios
 from sbnbench_reports.front import speed_against_error
+from sbnbench_reports.measured import entrants, measured
+from sbnbench_reports.standings import standings
 
 MOST_LAYERS = 4
 """Layers that get figures; a report with those of every layer could not be mailed."""
@@ -39,10 +41,7 @@ def write(run: Run, path: Path | str, threshold: float = THRESHOLD) -> Path:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(page)
-        # mkstemp makes private files, but a report is made to be shared
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
+        os.chmod(name, 0o644)  # mkstemp makes private files, but a report is made to be shared
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -86,7 +85,7 @@ def _names(sentence: str) -> Markup:
 
 def _breakable(name: str) -> Markup:
     """An escaped contender's id that a narrow column may break where its parts join."""
-    return Markup(re.sub(r"([\[,])|(@)", r"\1<wbr>\2", str(Markup.escape(name))))
+    return Markup(re.sub(r"(,)|(@)", r"\1<wbr>\2", str(Markup.escape(name))))
 
 
 def _context(run: Run, threshold: float) -> dict[str, Any]:
@@ -115,11 +114,11 @@ def _context(run: Run, threshold: float) -> dict[str, Any]:
             "dark": Markup(palette.variables(palette.DARK)),
         },
         "byline": _byline(run),
-        "answer": text.answer(run, threshold),
-        "outcome": text.outcome(run),
-        "standings": _standings(found, threshold),
-        "measured": tables.measured(run, layers),
-        "entrants": tables.entrants(records),
+        "answer": answer.answer(run, threshold),
+        "outcome": answer.outcome(run),
+        "standings": standings(found, threshold),
+        "measured": measured(run, layers),
+        "entrants": entrants(records),
         "rows": tables.verdict_rows(records, found, labels),
         "sections": _sections(run, layers, Look(styles, threshold)),
         "most_layers": MOST_LAYERS,
@@ -143,33 +142,6 @@ def _contenders(run: Run) -> list[str]:
 def _baseline(run: Run) -> str:
     planned = [block.baseline.id for block in run.plan.blocks]
     return next(iter([*planned, *(r.baseline for r in run.records)]), "")
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Who leads, under one set of conditions."""
-
-    title: str
-    league: tables.League
-    directions: tuple[Direction | None, ...]
-    winners: list[tuple[int, list[Summary | None]]]
-
-
-def _standings(found: list[Comparison], threshold: float) -> list[Standing]:
-    summaries = analyse.group(analyse.summaries(found, threshold), lambda s: s.conditions)
-    names = text.varied(summaries)
-    standings = []
-    for conditions, members in summaries.items():
-        directions, winners = tables.winners(members)
-        standings.append(
-            Standing(
-                text.where(conditions, names),
-                tables.league(members, threshold),
-                directions,
-                winners,
-            )
-        )
-    return standings
 
 
 @dataclass(frozen=True)
@@ -235,7 +207,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _fact(value: Any, name: str = "") -> str:
     """A plain value of the environment, as people write it."""
     if value is None:
-        return "not set"
+        return "not set" if name.isupper() else "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if name.endswith("_bytes") and isinstance(value, int):

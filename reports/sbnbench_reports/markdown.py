@@ -6,6 +6,7 @@ from sbnbench import analyse, units
 from sbnbench.analyse import THRESHOLD, Comparison
 from sbnbench.model import Record
 from sbnbench_reports import Run, text
+from sbnbench_reports.answer import answer
 
 
 def table(run: Run, threshold: float = THRESHOLD) -> str:
@@ -17,7 +18,7 @@ def table(run: Run, threshold: float = THRESHOLD) -> str:
     judged = {c.record.key: c for c in found}
     latency = [r for r in run.records if r.measure == "latency"]
     lines = [f"## {_escape(run.plan.title)}", ""]
-    lines += [sentence + "\n" for sentence in text.answer(run, threshold)]
+    lines += [sentence + "\n" for sentence in answer(run, threshold)]
     lines += ["▲ FASTER ▼ SLOWER = SAME ? UNCLEAR; ratio = baseline's time ÷ contender's.", ""]
     names = text.layer_names(run.records)
     for (layer, baseline, direction), own in analyse.group(

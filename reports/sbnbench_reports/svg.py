@@ -94,6 +94,8 @@ def _adapt(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
                 attributes["id"] = prefix + value
         elif name == "href":
             attributes["href"] = "#" + prefix + value[1:]
+        elif value.startswith("rotate(-0 "):
+            continue
         elif name == "style":
             attributes["style"] = _style(value)
         elif "url(#" in value:
@@ -108,7 +110,10 @@ def _style(text: str) -> str:
     for colour, variable in _STANDS_FOR.items():
         text = text.replace(colour, variable)
     text = re.sub(_HUE + r"(\w\w)", lambda m: f"var(--s{int(m[1], 16)})", text)
-    return re.sub(r"font: ((?:bold )?)([\d.]+px) [^;]*", r"font-size: \2\1", text)
+    # Matplotlib 3.11 writes font-family; before, the shorthand `font: 700 12px 'DejaVu Sans'`.
+    text = re.sub(r"font-family: [^;]*(; )?", "", text)
+    text = re.sub(r"font: (\w+) ([\d.]+px) [^;]*", r"font-weight: \1; font-size: \2", text)
+    return re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", text)
 
 
 def _add_tips(group: ElementTree.Element, tips: Mapping[int, Sequence[str]]) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sbnbench import analyse, units
-from sbnbench.analyse import Comparison, Setting, Summary
-from sbnbench.model import DIRECTIONS, FAILED, Block, Direction, Estimate, Record, Status
-from sbnbench_reports import Run
-from sbnbench_reports.text import DIRECTION, STATUS, count, listing, ordered, plain, times
+from sbnbench.analyse import Comparison, Setting
+from sbnbench.model import DIRECTIONS, FAILED, Estimate, Record, Status
+from sbnbench_reports.text import DIRECTION, STATUS, count, listing, plain, times
 
 REMEDY: dict[Status, str] = {
     "failed-verification": "Its results disagree with float64, and no speed is reported for wrong "
@@ -249,135 +246,5 @@ def _measures(records: list[Record]) -> list[str]:
         some = 0 < len(directions) < len(DIRECTIONS)
         found.append(
             f"{measure} ({listing(DIRECTION[d] for d in directions)})" if some else measure
-        )
-    return found
-
-
-@dataclass(frozen=True)
-class Bar:
-    """An interval on a common logarithmic scale, in per cent of its width."""
-
-    low: float
-    high: float
-    value: float
-    one: float
-    band_low: float
-    band_high: float
-
-
-@dataclass(frozen=True)
-class League:
-    """Contenders down, directions across, at one batch size; the fastest first."""
-
-    batch: int
-    directions: tuple[Direction | None, ...]
-    rows: tuple[tuple[str, tuple[tuple[Summary, Bar] | None, ...]], ...]
-
-
-def league(found: list[Summary], threshold: float) -> League:
-    """The summaries of one set of conditions at their largest batch size."""
-    batch = max(s.batch for s in found)
-    found = [s for s in found if s.batch == batch]
-    directions = ordered(s.direction for s in found)
-    ends = [n for s in found for n in (s.ratio.low, s.ratio.high, s.ratio.value) if n]
-    low = min(*ends, 1 / (1 + threshold)) / 1.05
-    high = max(*ends, 1 + threshold) * 1.05
-
-    def at(ratio: float) -> float:
-        return 100 * math.log(ratio / low) / math.log(high / low)
-
-    def bar(s: Summary) -> Bar:
-        value = s.ratio.value
-        return Bar(at(s.ratio.low or value), at(s.ratio.high or value), at(value), at(1),
-                   at(1 / (1 + threshold)), at(1 + threshold))  # fmt: skip
-
-    table = {(s.contender, s.direction): s for s in found}
-
-    def height(contender: str) -> float:
-        rank = table.get((contender, directions[0]))
-        return -rank.ratio.value if rank else 0.0
-
-    rows = tuple(
-        (
-            contender,
-            tuple(
-                (s, bar(s)) if (s := table.get((contender, d))) is not None else None
-                for d in directions
-            ),
-        )
-        for contender in sorted({s.contender for s in found}, key=height)
-    )
-    return League(batch, directions, rows)
-
-
-def winners(
-    found: list[Summary],
-) -> tuple[tuple[Direction | None, ...], list[tuple[int, list[Summary | None]]]]:
-    """The best contender of each batch size (rows) and direction (columns)."""
-    directions = ordered(s.direction for s in found)
-    grouped = analyse.group(found, lambda s: (s.batch, s.direction))
-    batches = sorted({s.batch for s in found})
-    return directions, [
-        (batch, [analyse.best(grouped.get((batch, d), [])) for d in directions])
-        for batch in batches
-    ]
-
-
-def measured(run: Run, layers: Mapping[Setting, str]) -> list[tuple[str, str]]:
-    """What was measured, as terms and texts."""
-    blocks = run.plan.blocks
-    workloads = [block.workload for block in blocks]
-    latency = list(dict.fromkeys(block.latency for block in blocks if "latency" in block.measures))
-    draws = sorted({block.error.draws for block in blocks if "error" in block.measures})
-    facts = [
-        ("Suite", run.plan.suite + (" (quick)" if run.plan.quick else "")),
-        ("Layers", "; ".join(layers.values())),
-        ("Batch sizes", listing(sorted({w.batch for w in workloads}))),
-        ("Directions", listing(DIRECTION[d] for d in _unique(blocks, "directions"))),
-        ("Type, format, device", "; ".join(dict.fromkeys(
-            f"{w.dtype}, {w.format.replace('_', ' ')}, {w.device}" for w in workloads
-        ))),
-        ("Baseline", listing(dict.fromkeys(block.baseline.id for block in blocks))),
-        ("Latency", "; ".join(
-            f"at most {o.seconds:g} s a direction and block, in {count(o.processes, 'process')}; "
-            f"aim: an interval of ±{units.percent(o.precision)}" for o in latency
-        )),
-        ("Error", f"averaged over {listing(draws)} batches" if draws else ""),
-        ("Order", f"random, seed {run.plan.seed}"),
-    ]  # fmt: skip
-    return [(term, value) for term, value in facts if value]
-
-
-def _unique(blocks: Iterable[Block], name: str) -> list[Any]:
-    return list(dict.fromkeys(item for block in blocks for item in getattr(block, name)))
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """A contender as it was run: the share it sampled, its largest deviation from float64."""
-
-    contender: str
-    share: str
-    deviation: str
-
-
-def entrants(records: Iterable[Record]) -> list[Entrant]:
-    """What the records' facts say of each contender."""
-    found = []
-    for contender, own in analyse.group(records, lambda r: r.contender).items():
-        shares = [r.facts["sampled_share"] for r in own if "sampled_share" in r.facts]
-        deviations = [
-            deviation
-            for r in own
-            for deviation in dict(r.facts.get("verification", {})).values()
-            if isinstance(deviation, float)
-        ]
-        share = (
-            list(dict.fromkeys(units.percent(s) for s in (min(shares), max(shares))))
-            if shares
-            else []
-        )
-        found.append(
-            Entrant(contender, " to ".join(share), f"{max(deviations):.1g}" if deviations else "")
         )
     return found

@@ -20,6 +20,7 @@ from sbnbench.clocks import Call, Clock, settle
 from sbnbench.failures import classify
 from sbnbench.floor import Floors, Traffic, traffic_of
 from sbnbench.measure.energy import joules_a_call
+from sbnbench.measure.order import chance_order
 from sbnbench.messages import FloorSampled, Sampled
 from sbnbench.model import Direction, LatencyOptions
 from sbnbench.nvml import Gpu, Watch
@@ -82,7 +83,7 @@ def measure(
         watch = Watch(gpu)
         share = options.seconds / options.processes
         start = monotonic()
-        for rounds, order in enumerate(orders(len(everyone), random)):
+        for rounds, order in enumerate(chance_order(random, len(everyone))):
             if rounds >= options.min_rounds and monotonic() - start >= share:
                 break
             for index, first in order:
@@ -109,17 +110,6 @@ def measure(
         for i, (bench, entrant) in enumerate(zip(benches, entrants, strict=True))
     ]
     return sampled, sum(e.seconds(against) for e in everyone)
-
-
-def orders(number: int, random: Random) -> Iterator[list[tuple[int, bool]]]:
-    """Rounds without end: who comes when, and whether before the baseline. Every second round runs
-    backwards, so that what comes second in a pair, with its data in the cache, changes sides."""
-    order = list(range(number))
-    while True:
-        random.shuffle(order)
-        drawn = [(index, random.random() < 0.5) for index in order]
-        yield drawn
-        yield [(index, not first) for index, first in reversed(drawn)]
 
 
 @dataclass

@@ -42,6 +42,7 @@ CONTENDERS = (
 )
 SPEED = dict(zip(CONTENDERS, (1, 0.42, 1.02, 0.61, 1.38, 1.17, 1.31, 0.2, 0.9, 0.97, 0.33, 0.5),
                  strict=True))  # fmt: skip
+SMALL = ("bn@aten", "bn@eager", "fs[ratio=1/16]@inductor", "gn[groups=32]@aten", "brn@eager")
 SHARE = {"bn": 1.0, "fs": 1 / 16, "bs": 1 / 8, "ns": 1 / 16, "vdn": 0.02, "brn": 1.0, "ghost": 0.3}
 
 
@@ -54,7 +55,11 @@ class Run:
     problems: list[str] = field(default_factory=list)
 
 
-def make_run(contenders: tuple[Contender, ...] = CONTENDERS, seed: int = 1) -> Run:
+def make_run(
+    contenders: tuple[Contender, ...] = CONTENDERS,
+    batches: tuple[int, ...] = BATCHES,
+    seed: int = 1,
+) -> Run:
     draw = random.Random(seed)
     blocks = tuple(
         Block(
@@ -66,7 +71,7 @@ def make_run(contenders: tuple[Contender, ...] = CONTENDERS, seed: int = 1) -> R
             LatencyOptions(),
             ErrorOptions(),
         )
-        for batch in BATCHES
+        for batch in batches
         for source, channels, spatial in LAYERS
     )
     records = [r for b in blocks for c in contenders for r in _records(b, c, draw)]
@@ -192,3 +197,10 @@ ENVIRONMENT: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def run() -> Run:
     return make_run()
+
+
+@pytest.fixture(scope="session")
+def small() -> Run:
+    """Five contenders at two batch sizes, quick to draw."""
+    chosen = tuple(c for c in CONTENDERS if c.id in SMALL)
+    return make_run(chosen, (4, 16))

@@ -12,6 +12,8 @@ from sbnbench_kernels.eager.arithmetic import accumulator
 from sbnbench_kernels.running import momentum_of
 from sbnbench_kernels.samplers import Everything, require_variance
 
+_CUDNN = 1
+
 
 class Saved(NamedTuple):
     """`library` says which library ran; the rest is its own."""
@@ -59,12 +61,8 @@ class BatchNorm:
 
     def backward(self, dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor | None, Tensor | None]:
         x, weight = saved.x, saved.weight
-        if dy.is_cuda:
-            # As autograd does before it calls cuDNN.
-            dense = x.is_contiguous(memory_format=torch.channels_last) and x.dim() == 4
-            dy = dy.contiguous(
-                memory_format=torch.channels_last if dense else torch.contiguous_format
-            )
+        if saved.library == _CUDNN:
+            dy = dy.contiguous(memory_format=_format(x))  # as autograd does
         mask = [True, weight is not None, saved.bias_dtype is not None]
         dx, dweight, dbias = torch.ops.aten._batch_norm_impl_index_backward(
             saved.library, x, dy, weight, saved.running_mean, saved.running_var, saved.mean,
@@ -78,3 +76,10 @@ class BatchNorm:
         others = [d for d in range(x.dim()) if d != 1]
         var, mean = torch.var_mean(x.to(accumulator(x)), others, correction=0)
         return mean, var
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if last is not None and x.is_contiguous(memory_format=last):
+        return last
+    return torch.contiguous_format

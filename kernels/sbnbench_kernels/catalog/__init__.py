@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from sbnbench.model import Normalizer
-from sbnbench_kernels.catalog import grouped, sampled
+from sbnbench_kernels.catalog import beyond, grouped, peers, sampled
 
-NORMALIZERS: tuple[Normalizer, ...] = sampled.NORMALIZERS + grouped.NORMALIZERS
+NORMALIZERS: tuple[Normalizer, ...] = (
+    sampled.NORMALIZERS + grouped.NORMALIZERS + peers.NORMALIZERS + beyond.NORMALIZERS
+)

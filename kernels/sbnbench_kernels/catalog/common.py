@@ -17,15 +17,11 @@ POSITION = Param(
 )
 BETA = Param("beta", "float", 0.5, "weight of the virtual rows in the mixture", low=0.0, high=1.0)
 NUM_VIRTUAL = Param("num_virtual", "int", 1, "virtual rows at the end of the batch", low=1)
-
-
-def backward(default: str) -> Param:
-    """The backward mode."""
-    return Param(
-        "backward",
-        "choice",
-        default,
-        "exact: through the statistics, as autograd; sampled: sums over the sample alone; "
-        "detached: statistics taken as constants",
-        choices=("exact", "sampled", "detached"),
-    )
+BACKWARD = Param(
+    "backward",
+    "choice",
+    "exact",
+    "exact: through the statistics, as autograd; sampled: sums over the sample alone; "
+    "detached: statistics taken as constants",
+    choices=("exact", "sampled", "detached"),
+)

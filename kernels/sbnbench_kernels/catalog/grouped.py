@@ -20,7 +20,8 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             Param("groups", "int", 32, "groups of channels; must divide their number", low=1),
             EPS,
         ),
-        notes="No running state: eval() computes as training does.",
+        notes="eval() computes as training does.",
+        running=False,
     ),
     Normalizer(
         name="ln",
@@ -29,7 +30,8 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         source="Ba, Kiros and Hinton, Layer Normalization, arXiv 1607.06450",
         backends={"eager": f"{_EAGER}:LayerNorm", "aten": f"{_ATEN}:LayerNorm"},
         params=(EPS,),
-        notes="GroupNorm with one group: γ and b per channel. No running state.",
+        notes="GroupNorm with one group: γ and b per channel. eval() computes as training does.",
+        running=False,
     ),
     Normalizer(
         name="in",
@@ -38,6 +40,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         source="Ulyanov, Vedaldi and Lempitsky, Instance Normalization, arXiv 1607.08022",
         backends={"eager": f"{_EAGER}:InstanceNorm", "aten": f"{_ATEN}:InstanceNorm"},
         params=(EPS,),
-        notes="No running state: eval() computes as training does.",
+        notes="eval() computes as training does.",
+        running=False,
     ),
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from sbnbench.model import Normalizer
 from sbnbench_kernels.catalog.common import (
+    BACKWARD,
     BETA,
     EPS,
     NUM_VIRTUAL,
     POSITION,
     RATIO,
     REDRAW,
-    backward,
 )
 
 _EAGER = "sbnbench_kernels.eager.sampled"
@@ -26,8 +26,13 @@ _VIRTUAL = (
     "Virtual rows are Gaussian with the data set's mean and deviation a channel [interpretation]"
 )
 _IDLE = (
-    "backward=sampled sums over the virtual rows, whose gradient is zero where the output drops "
-    "them: γ and b then learn nothing, hence the default exact"
+    "The gradient of virtual rows is zero where the output drops them, so that backward=sampled "
+    "averages over idle values (with vdn alone γ and b learn nothing): hence the default exact"
+)
+_WANDERS = (
+    "backward=sampled leaves dx a mean, so that weights wander along what the normalization "
+    "cancels and the running averages lag behind while the learning rate is high; backward=exact "
+    "does not."
 )
 
 NORMALIZERS: tuple[Normalizer, ...] = (
@@ -45,8 +50,8 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_FORMULA.format(sample="random elements, without replacement"),
         source=f"{_CHEN}; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:NaiveSampling"},
-        params=(RATIO, backward("sampled"), REDRAW, EPS),
-        notes="Accurate, but its memory access is irregular.",
+        params=(RATIO, BACKWARD, REDRAW, EPS),
+        notes=f"Accurate, but its memory access is irregular. {_WANDERS}",
         without=_NO_ATEN,
     ),
     Normalizer(
@@ -55,7 +60,8 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_FORMULA.format(sample="a few whole samples of the batch"),
         source=f"{_CHEN}; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:BatchSampling"},
-        params=(RATIO, backward("sampled"), REDRAW, EPS),
+        params=(RATIO, BACKWARD, REDRAW, EPS),
+        notes=_WANDERS,
         without=_NO_ATEN,
     ),
     Normalizer(
@@ -64,10 +70,10 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_FORMULA.format(sample="a small patch of each map of every sample"),
         source=f"{_CHEN}; {_BACKWARD}; the position of the patch is one too",
         backends={"eager": f"{_EAGER}:FeatureSampling"},
-        params=(RATIO, POSITION, backward("sampled"), REDRAW, EPS),
+        params=(RATIO, POSITION, BACKWARD, REDRAW, EPS),
         notes=(
             "One position shared by all samples can see a constant border: the variance collapses "
-            "and training fails. Prefer per-sample."
+            f"and training fails. Prefer per-sample. {_WANDERS}"
         ),
         without=_NO_ATEN,
     ),
@@ -77,7 +83,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_FORMULA.format(sample="the virtual rows at the end of the batch"),
         source=f"{_CHEN}; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:VirtualDataset"},
-        params=(NUM_VIRTUAL, backward("exact"), EPS),
+        params=(NUM_VIRTUAL, BACKWARD, EPS),
         notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
     ),
@@ -87,8 +93,8 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_MIXTURE.format(sample="a few whole real samples"),
         source=f"{_CHEN}; the mixture's moments are an [interpretation]; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:BatchSamplingVirtual"},
-        params=(RATIO, BETA, NUM_VIRTUAL, backward("sampled"), REDRAW, EPS),
-        notes=f"{_VIRTUAL}.",
+        params=(RATIO, BETA, NUM_VIRTUAL, BACKWARD, REDRAW, EPS),
+        notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
     ),
     Normalizer(
@@ -97,8 +103,8 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         formula=_MIXTURE.format(sample="a small patch of each map of every real sample"),
         source=f"{_CHEN}; the mixture's moments are an [interpretation]; {_BACKWARD}",
         backends={"eager": f"{_EAGER}:FeatureSamplingVirtual"},
-        params=(RATIO, POSITION, BETA, NUM_VIRTUAL, backward("sampled"), REDRAW, EPS),
-        notes=f"{_VIRTUAL}.",
+        params=(RATIO, POSITION, BETA, NUM_VIRTUAL, BACKWARD, REDRAW, EPS),
+        notes=f"{_VIRTUAL}. {_IDLE}.",
         without=_NO_ATEN,
     ),
 )

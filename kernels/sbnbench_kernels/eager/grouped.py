@@ -58,7 +58,7 @@ class GroupNorm:
     ) -> tuple[Tensor, Saved]:
         check_input(x)
         groups = self._groups(x)
-        grouped = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+        grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
         dims = list(range(2, grouped.dim()))
         mean = grouped.mean(dims, keepdim=True, dtype=accumulator(x))
         var = (grouped - mean).square_().mean(dims)
@@ -119,7 +119,7 @@ def _group_mean(sums: Tensor, x: Tensor, groups: int) -> Tensor:
     """Sums of each map (N, C) to the mean over their group, spread to (N, C) again."""
     batch, channels = sums.shape
     size = channels // groups * x.shape[2:].numel()
-    return _spread(sums.reshape(batch, groups, -1).sum(2) / size, x)
+    return _spread(sums.reshape(batch, groups, channels // groups).sum(2) / size, x)
 
 
 def _sum(t: Tensor, dims: tuple[int, ...], dtype: torch.dtype) -> Tensor:

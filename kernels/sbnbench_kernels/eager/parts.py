@@ -28,8 +28,13 @@ def put(part: Box | Elements, t: Tensor, values: Tensor) -> None:
 
 def _indexed(part: Box | Elements, t: Tensor) -> tuple[Tensor, tuple[Tensor | slice, ...]]:
     if isinstance(part, Elements):
-        row, *place = torch.unravel_index(part.positions, (t.shape[0], *t.shape[2:]))
-        return t, (row, slice(None), *place)
+        # torch.unravel_index would wait for the device.
+        rest = part.positions
+        place: list[Tensor] = []
+        for size in reversed(t.shape[2:]):
+            place.insert(0, rest % size)
+            rest = rest // size
+        return t, (rest, slice(None), *place)
     assert part.corners is not None
     windows = t.narrow(0, part.start, part.count)
     for dim, size in enumerate(part.patch, start=2):

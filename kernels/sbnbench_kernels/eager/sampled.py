@@ -93,8 +93,9 @@ class SampledNorm:
         if state.training or state.running_mean is None or state.running_var is None:
             mean, var, sample = self._estimate(x, state)
         else:
-            dtype = accumulator(x)
-            mean, var, sample = state.running_mean.to(dtype), state.running_var.to(dtype), ()
+            # Copies: a training call between this forward and its backward changes the averages.
+            mean = state.running_mean.to(accumulator(x), copy=True)
+            var, sample = state.running_var.to(accumulator(x)), ()
         if state.training:
             update_running(state, mean, var, bessel(sample))
             state.step += 1
