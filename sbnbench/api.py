@@ -40,6 +40,7 @@ def run(
     keyword: str = "",
     mode: Sequence[str] = (),
     axes: Mapping[str, Any] | None = None,
+    latency: dict[str, str] | None = None,
     quick: bool = False,
     seed: int | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -48,7 +49,8 @@ def run(
 ) -> Run:
     """Run a suite by name or file and give the run.
 
-    `only` and `skip` name contenders as on the command line; `axes` is e.g. {"batch": [1, 2]}.
+    `only` and `skip` name contenders as on the command line; `axes` is e.g. {"batch": [1, 2]},
+    `latency` e.g. {"clock": "cuda-graph", "cache": "cold"}.
     The run directory is `out`, or runs/SUITE-DATE. `run.to_pandas()` gives a data frame,
     `run.report()` writes the HTML report, and a notebook displays it.
 
@@ -56,7 +58,9 @@ def run(
     """
     texts = {k: v if isinstance(v, str) else ",".join(map(str, v)) for k, v in (axes or {}).items()}
     texts |= {k: v for k, v in (("dtype", dtype), ("device", device)) if v}
-    filters = Filters(texts, tuple(only), tuple(skip), keyword, tuple(mode), quick, seed)
+    filters = Filters(
+        texts, tuple(only), tuple(skip), keyword, tuple(mode), latency or {}, quick, seed
+    )
     made = plan(suite, filters)
     path = Path(out) if out else default_path(suite)
     return execute(made, path, timeout=timeout, observer=observer)

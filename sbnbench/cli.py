@@ -93,6 +93,8 @@ def run(
     mode: Annotated[str, typer.Option(help="Directions: fwd,bwd,fwd_bwd.")] = "",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.")] = "",
+    clock: Annotated[str, typer.Option(help="auto, perf_counter, cuda-events, cuda-graph.")] = "",
+    cache: Annotated[str, typer.Option(help="hot, or cold: caches emptied before.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="The suite's short form.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and stop; imports no torch.")
@@ -130,6 +132,7 @@ def run(
         skip=split(skip),
         keyword=keyword,
         directions=split([mode]) if mode else (),
+        latency={k: v for k, v in (("clock", clock), ("cache", cache)) if v},
         quick=quick,
         seed=seed,
     )
@@ -148,6 +151,7 @@ def run(
         _after_interrupt(path)
         raise typer.Exit(INTERRUPTED) from None
     console.show_results(terminal, found.records, beyond)
+    console.show_overhead(terminal, found.environment.get("timing", {}))
     report = found.report(threshold=beyond)
     api.export(found, as_json, as_csv)
     terminal.print(f"report: {report}", markup=False)
@@ -231,7 +235,7 @@ def gate(
     else:
         filters = Filters(
             pairs(axis or []), split(only), split(skip), keyword,
-            split([mode]) if mode else (), quick,
+            split([mode]) if mode else (), quick=quick,
         )  # fmt: skip
         terminal = console.make_console(stderr=True)
         found = api.gate_revision(

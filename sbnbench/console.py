@@ -178,6 +178,19 @@ def show_results(console: Console, records: list[Record], threshold: float) -> N
     )
 
 
+def show_overhead(console: Console, timing: dict[str, Any]) -> None:
+    """The share of the run that was not spent inside samples, and on what."""
+    if not timing.get("total"):
+        return
+    parts = sorted(timing["parts"].items(), key=lambda p: -p[1])
+    spent = ", ".join(f"{what} {units.duration(s)}" for what, s in parts if s >= 1)
+    console.print(
+        f"harness overhead {units.percent(timing['overhead'])} of "
+        f"{units.duration(timing['total'])}{f': {spent}' if spent else ''}",
+        markup=False,
+    )
+
+
 def _by_batch(console: Console, records: list[Record], title: str, cell: object) -> None:
     assert callable(cell)
     groups: dict[str, list[Record]] = {}

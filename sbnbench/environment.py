@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from sbnbench.nvml import gpus
 
 PACKAGES = ("sbnbench", "torch", "triton", "numpy", "scipy", "matplotlib")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
@@ -71,35 +72,6 @@ def cpu_name() -> str:
         if named:
             return named[1].strip()
     return platform.processor() or "unknown"
-
-
-@cache
-def gpus() -> tuple[list[dict[str, Any]], str]:
-    """The NVIDIA GPUs by NVML, or none and why. Does not touch CUDA."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except ImportError:
-        return [], "nvidia-ml-py is not installed"
-    except Exception as error:  # NVMLError is made at run time; any of them means no GPU
-        return [], f"NVML: {error}"
-    found = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        found.append(
-            {
-                "index": index,
-                "name": _text(pynvml.nvmlDeviceGetName(handle)),
-                "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                "driver": _text(pynvml.nvmlSystemGetDriverVersion()),
-            }
-        )
-    return found, "" if found else "NVML finds no GPU"
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def commit() -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sbnbench.errors import StoreError
-from sbnbench.model import SCHEMA, Block, Plan, Record
+from sbnbench.model import PER_DIRECTION, SCHEMA, Block, Plan, Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ def expected(block: Block) -> set[tuple[str, str, str, str]]:
     keys = set()
     for contender in block.contenders:
         for measure in block.measures:
-            for direction in block.directions if measure == "latency" else ("",):
+            for direction in block.directions if measure in PER_DIRECTION else ("",):
                 keys.add((block.id, contender.id, measure, direction))
     return keys
 
