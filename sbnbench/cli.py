@@ -60,13 +60,13 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
     """What is there: normalizers, backends, suites, measures, devices."""
-    from sbnbench import console, listing
+    from sbnbench import console, listing, views
 
     found = listing.collect(what)
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        console.show_listing(console.make_console(), found, long)
+        views.show_listing(console.make_console(), found, long)
 
 
 @app.command(
@@ -118,7 +118,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a suite: verify, measure, and write a report."""
-    from sbnbench import api, console
+    from sbnbench import api, console, views
     from sbnbench.plan import Filters
 
     beyond = fraction(threshold)
@@ -139,7 +139,7 @@ def run(
     plan = api.plan(suite, filters) if suite else api.load(resume or "").plan
     terminal = console.make_console()
     if dry_run:
-        console.show_plan(terminal, plan)
+        views.show_plan(terminal, plan)
         return
     path = resume or out or api.default_path(suite)
     try:
@@ -150,8 +150,8 @@ def run(
     except KeyboardInterrupt:
         _after_interrupt(path)
         raise typer.Exit(INTERRUPTED) from None
-    console.show_results(terminal, found.records, beyond)
-    console.show_overhead(terminal, found.environment.get("timing", {}))
+    views.show_results(terminal, found.records, beyond)
+    views.show_overhead(terminal, found.environment.get("timing", {}))
     report = found.report(threshold=beyond)
     api.export(found, as_json, as_csv)
     terminal.print(f"report: {report}", markup=False)
@@ -224,7 +224,7 @@ def gate(
     ] = 600.0,
 ) -> None:
     """Is any contender slower than it was? Exit 0 no, 1 yes, 3 failures, 4 unclear (--strict)."""
-    from sbnbench import api, console
+    from sbnbench import api, console, views
     from sbnbench.plan import Filters
 
     beyond = fraction(threshold)
@@ -239,14 +239,14 @@ def gate(
         )  # fmt: skip
         terminal = console.make_console(stderr=True)
         found = api.gate_revision(
-            suite, against, filters, beyond, seconds, timeout, console.gate_progress(terminal)
+            suite, against, filters, beyond, seconds, timeout, views.gate_progress(terminal)
         )
     if as_json:
         typer.echo(api.as_json(found))
     elif as_markdown:
-        typer.echo(console.gate_markdown(found))
+        typer.echo(views.gate_markdown(found))
     else:
-        console.show_gate(console.make_console(), found)
+        views.show_gate(console.make_console(), found)
     raise typer.Exit(found.exit_code(strict))
 
 
@@ -275,13 +275,13 @@ def kernels(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
     """What a Triton contender will cost on a GPU that is not here: compiled, not run."""
-    from sbnbench import api, console
+    from sbnbench import api, console, views
 
     found = api.kernels(name, source, batch, dtype, form, arch, gpu, bandwidth)
     if as_json:
         typer.echo(api.as_json(found))
     else:
-        console.show_kernels(console.make_console(), found)
+        views.show_kernels(console.make_console(), found)
 
 
 @app.command(
@@ -309,25 +309,25 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
     """What is installed, what is available here, and what this machine can decide."""
-    from sbnbench import console, diagnosis
+    from sbnbench import console, diagnosis, views
 
     if noise:
         from sbnbench import api
 
         found_noise = api.noise(
             contender, source, batch, trials, fraction(threshold), seconds, rivals, busy,
-            console.noise_progress(console.make_console(stderr=True)),
+            views.noise_progress(console.make_console(stderr=True)),
         )  # fmt: skip
         if as_json:
             typer.echo(api.as_json(found_noise))
         else:
-            console.show_noise(console.make_console(), found_noise)
+            views.show_noise(console.make_console(), found_noise)
         return
     found = diagnosis.collect()
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        console.show_diagnosis(console.make_console(), found)
+        views.show_diagnosis(console.make_console(), found)
 
 
 def _after_interrupt(path: Path) -> None:
