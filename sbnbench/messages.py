@@ -78,6 +78,13 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     total: float
 
 
+class Doing(msgspec.Struct, frozen=True, tag=True):
+    """From now on this contender alone is at work; with no name, all of them are. Whoever was at
+    work when a process died or hung is to blame for it."""
+
+    contender: str
+
+
 class Outcome(msgspec.Struct, frozen=True, tag=True):
     """How a contender stood the verification: `ok`, or why it is not timed."""
 
@@ -172,6 +179,7 @@ Event = (
     Ready
     | Spawned
     | Progress
+    | Doing
     | Outcome
     | Sampled
     | Measured

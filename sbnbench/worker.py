@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 
 from sbnbench.messages import (
+    Doing,
     Ended,
     Event,
     Failed,
@@ -224,9 +225,10 @@ class Standing:
         return self
 
     def __enter__(self) -> None:
-        pass
+        self.send(Doing(self.current))
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        self.send(Doing(""))
         if error is None or not isinstance(error, Exception):
             return False
         from sbnbench.failures import classify
@@ -291,6 +293,7 @@ def measure_latency(
             on_time,
             watched,
             energy=task.process == 0,
+            doing=lambda name: send(Doing(name)),
         )
         timed += seconds
         for found in sampled:

@@ -62,22 +62,26 @@ def measure(
     on_time: Callable[[float], None] = lambda fraction: None,
     gpu: Gpu | None = None,
     energy: bool = False,
+    doing: Callable[[str], None] = lambda contender: None,
 ) -> tuple[list[Sampled], float]:
     """The pairs that one process takes in its share of `options.seconds`, and the seconds that it
     spent inside samples.
 
     At least `min_rounds` rounds are made however long they last, so that slow contenders
     have an interval too. With `energy` the joules of a call are taken too, where the GPU counts.
+    `doing` hears which contender is warming up alone, where a crash or a hang would show first.
     """
     device = baseline.inputs.workload.device
     calls = [bench.call(direction) for bench in (baseline, *benches)]
     clock, reason = settle(clock, calls, device)
     with quiet():
-        against, *entrants = (
-            _entrant(clock, bench.calls(direction, sets), sets, options)
-            for bench in (baseline, *benches)
-            for sets in [clock.sets(bench.size)]
-        )
+        entrants = []
+        for bench in (baseline, *benches):
+            doing("" if bench is baseline else bench.contender.id)
+            sets = clock.sets(bench.size)
+            entrants.append(_entrant(clock, bench.calls(direction, sets), sets, options))
+        doing("")
+        against = entrants.pop(0)
         floors, problem = _floors(clock, benches, direction, options)
         everyone = [*entrants, *dict.fromkeys(floor.entrant for floor in floors)]
         watch = Watch(gpu)
