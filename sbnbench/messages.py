@@ -140,6 +140,7 @@ class Sampled(msgspec.Struct, frozen=True, tag=True):
             loops=self.loops * executions,
             baseline_loops=self.baseline_loops * executions,
             floor=floor,
+            joules=self.joules and self.joules / executions,
         )
 
 

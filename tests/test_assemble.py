@@ -124,6 +124,16 @@ def test_energy_is_in_joules() -> None:
     assert "energy" not in record(sampled(gpu=seen)).estimates
 
 
+def test_a_call_of_several_executions_is_divided_wherever_it_was_taken() -> None:
+    whole = sampled(joules=0.3)
+    ten = whole.divided(10)
+    assert (ten.time, ten.baseline, ten.loops) == ([0.2] * ROUNDS, [0.3] * ROUNDS, 40)
+    assert ten.floor is not None
+    assert (ten.floor.time, ten.floor.baseline) == ([1.0] * ROUNDS, [0.3] * ROUNDS)
+    assert ten.joules == pytest.approx(0.03)
+    assert whole.divided(1) is whole
+
+
 def test_memory_is_a_record_for_each_direction() -> None:
     from sbnbench.model import Estimate
 

@@ -35,6 +35,12 @@ def test_joules_a_call(cuda: Any) -> None:
     assert taken(Counter()) == pytest.approx(0.03, rel=0.02)
 
 
+def test_it_takes_a_tenth_of_a_second_where_the_counter_moves_often(cuda: Any) -> None:
+    gpu = Counter(every=0.002)
+    assert taken(gpu) == pytest.approx(0.03, rel=0.02)
+    assert 0.1 <= gpu.now < 0.12
+
+
 def test_a_counter_that_does_not_move_gives_nothing(cuda: Any) -> None:
     assert taken(Counter(every=50.0)) is None
 
