@@ -25,7 +25,24 @@ SMALL = {
     "mabn": {"buffer": 2, "warmup": 1, "renorm_after": 2},
     "online": {"forward_decay": 0.9, "backward_decay": 0.9},
 }
-NAMES = ["brn", "ghost", "l1bn", "rbn", "ebn", "sn", "bcn", "syncbn", "frn", "evonorm-s0", "evonorm-b0", "mabn", "online", "cbn", "kn", "vbn"]
+NAMES = [
+    "brn",
+    "ghost",
+    "l1bn",
+    "rbn",
+    "ebn",
+    "sn",
+    "bcn",
+    "syncbn",
+    "frn",
+    "evonorm-s0",
+    "evonorm-b0",
+    "mabn",
+    "online",
+    "cbn",
+    "kn",
+    "vbn",
+]
 each = pytest.mark.parametrize("name", NAMES)
 
 
