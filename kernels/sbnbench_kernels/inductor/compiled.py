@@ -96,7 +96,7 @@ def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor
             torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
             for t in arguments
         ]
-        pure = torch.func.functionalize(function, remove="mutations_and_views")
+        pure = torch.func.functionalize(function, remove="mutations")
         graph = make_fx(pure, decomposition_table=select_decomp_table())(*examples)
     with config.patch(settings):
         try:

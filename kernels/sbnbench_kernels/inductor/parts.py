@@ -39,9 +39,13 @@ class Form(NamedTuple):
         rows = torch.arange(self.count, device=t.device)
         if not self.patch:
             return _index(t, [rows + where])
+        windows = t
         for dim, size in enumerate(self.patch, start=2):
-            t = t.unfold(dim, size, 1)
-        return _index(t, [rows + self.start, None, *where.unbind(1)])
+            windows = windows.unfold(dim, size, 1)
+        taken = _index(windows, [rows + self.start, None, *where.unbind(1)])
+        if t.stride(1) < t.stride(-1):  # no copy: it says in what order the sums go
+            return taken.movedim(1, -1).contiguous().movedim(-1, 1)
+        return taken
 
     def mask(self, t: Tensor, where: Tensor | None) -> Tensor:
         """Where t is inside the part: bool, (N, 1, *spatial)."""

@@ -151,10 +151,11 @@ class Backward:
         wide_dy, wide_x = dy.to(mean.dtype), x.to(mean.dtype)
         dx = wide_dy * column(scale, x)
         if self.mode == "sampled" and self.forms:
-            taken = zip(
-                _taken(self.forms, dy, positions), _taken(self.forms, x, positions), strict=True
-            )
-            parts = [sums(*pair, mean) for pair in taken]
+            taken_dy, taken_x = (_taken(self.forms, t, positions) for t in (dy, x))
+            parts = [
+                sums(part_dy, part, mean, bool(f.patch))
+                for f, part_dy, part in zip(self.forms, taken_dy, taken_x, strict=True)
+            ]
             omega = [f.weight / f.size for f in self.forms]
             inner = (_weighted(omega, [p[k] for p in parts]) for k in (0, 1))
             slope, shift = _correction(scale, mean, rstd, *inner)
@@ -200,7 +201,7 @@ def _weights(forms: Forms, x: Tensor, positions: Sequence[Tensor]) -> Tensor | f
 
 def _mixed(forms: Forms, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the mixture of the parts."""
-    found = [moments(part) for part in parts]
+    found = [moments(part, bool(f.patch)) for f, part in zip(forms, parts, strict=True)]
     if len(found) == 1:
         return found[0]
     weights = [f.weight for f in forms]

@@ -18,16 +18,21 @@ from torch import Tensor
 from sbnbench_kernels.eager.arithmetic import accumulator, column
 
 ROWS = 16
-"""Positions in a tile of channels side by side: so many streams can be prefetched at once."""
+"""About so many positions in a tile of channels side by side: each is a stream to prefetch."""
 
+FEW = 4
+"""Under so many positions, where their number has no other divisor, all of them are one tile."""
 
 SMALL = 32
 """Maps under this size are not worth a tile, whose lanes are added up at its end."""
 
 
-def moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance a channel, in two passes over each tile."""
-    tiles, inside, across = _tiles(values.to(accumulator(values)))
+def moments(values: Tensor, patches: bool) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance a channel, in two passes over each tile.
+
+    `patches` says that the maps were cut out: neighbouring positions are then no neighbours.
+    """
+    tiles, inside, across = _tiles(values.to(accumulator(values)), patches)
     size = math.prod(tiles.shape[d] for d in inside)
     means = tiles.sum(inside, keepdim=True) / size
     variances = (tiles - means).square().sum(inside, keepdim=True) / size
@@ -39,17 +44,17 @@ def moments(values: Tensor) -> tuple[Tensor, Tensor]:
     return mean.flatten(), (variances + between).sum(across).flatten() / count
 
 
-def sums(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+def sums(dy: Tensor, x: Tensor, mean: Tensor, patches: bool = False) -> tuple[Tensor, Tensor]:
     """Σ dy and Σ dy·(x−μ) a channel."""
     dy = dy.to(mean.dtype)
     # A mean for each map: both sums then run over the same loops, and dy is read once for both.
-    centre = buffer(mean.expand(x.shape[:2])) if _tiles(x)[1][0] == 2 else mean
-    return channel_sum(dy), channel_sum(dy * (x - column(centre, x)))
+    centre = buffer(mean.expand(x.shape[:2])) if _tiles(x, patches)[1][0] == 2 else mean
+    return _sum(dy, patches), _sum(dy * (x - column(centre, x)), patches)
 
 
-def channel_sum(t: Tensor) -> Tensor:
+def _sum(t: Tensor, patches: bool) -> Tensor:
     """Σ over all but dimension 1."""
-    tiles, inside, across = _tiles(t)
+    tiles, inside, across = _tiles(t, patches)
     partial = tiles.sum(inside, keepdim=True)
     return (partial.sum(across) if across else partial).flatten()
 
@@ -60,13 +65,15 @@ def buffer(t: Tensor) -> Tensor:
     return torch.as_strided(t, t.shape, t.stride())
 
 
-def _tiles(t: Tensor) -> tuple[Tensor, list[int], list[int]]:
+def _tiles(t: Tensor, patches: bool) -> tuple[Tensor, list[int], list[int]]:
     """t as a view in equal tiles, the dimensions inside a tile, and those across the tiles."""
-    channels = t.shape[1]
-    if t.dim() > 2 and t.stride(1) > t.stride(-1):
-        space = list(range(2, t.dim()))
-        small = math.prod(t.shape[2:]) < SMALL
-        return (t, [0, *space], []) if small else (t, space, [0, *space])
-    rows = t.movedim(1, -1).reshape(-1, channels)
-    size = max(k for k in range(1, 2 * ROWS) if rows.shape[0] % k == 0)
-    return rows.reshape(-1, size, channels), [1], [0, 1]
+    space = list(range(2, t.dim()))
+    side_by_side = not space or t.stride(1) < t.stride(-1)
+    if side_by_side and not patches:
+        rows = t.movedim(1, -1).reshape(-1, t.shape[1])
+        size = max(k for k in range(1, 2 * ROWS) if rows.shape[0] % k == 0)
+        size = size if size >= FEW else rows.shape[0]
+        return rows.reshape(-1, size, t.shape[1]), [1], [0, 1]
+    if side_by_side or math.prod(t.shape[2:]) >= SMALL:
+        return t, space, [0, *space]
+    return t, [0, *space], []
