@@ -14,7 +14,7 @@ CHOICES = {
     # Several launches, several parts a segment, several tiles a part, tails everywhere.
     "split": heuristics.Heuristics(
         tile=256, narrow=128, scattered=64, programs=12, shortest_tiles=1, row_bytes=16,
-        resident=0, fused=0, vectors=64, finish_tile=16,
+        resident=0, fused=0, vectors=64, finish_tile=4,
     ),
     # One launch that passes twice over its channels.
     "looped": heuristics.Heuristics(

@@ -68,11 +68,14 @@ def check(kit, name, mode, shape, dtype, format, **more):  # noqa: A002
     expected = kit.reference(sample, "exact" if name == "bn" else mode, inputs)
     # A sample of few, nearly equal values divides by nearly √ε: conditioning, not arithmetic.
     few = 5 if sample[0].size < 9 else 1
-    kit.assert_near(result, expected, kit.tolerance[dtype] * few)
+    kit.assert_near(result[:2], expected[:2], kit.tolerance[dtype] * few)
+    # A sum over a channel is what cancellation leaves of its terms.
+    kit.assert_near(result[2:], expected[2:], kit.tolerance[dtype] * few * 4)
     assert result[0].dtype == result[1].dtype == dtype
 
 
 CHOICES = ["usual", "split", "looped"]
+FEW = [("bn", "split"), ("fs+vdn", "usual")]
 FUSED = cycle(product(FORMATS[:2], CHOICES))
 SETTINGS = cycle(product(FORMATS, DTYPES, CHOICES))
 
@@ -104,8 +107,14 @@ def test_positions(kit, choice, position):
         check(kit, "fs", "sampled", shape, torch.float32, format, position=position)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    [
+        pytest.param(n, c, marks=() if (n, c) in FEW else pytest.mark.slow)
+        for n, c in product(CLASSES, CHOICES)
+    ],
+    indirect=["choice"],
+)
 def test_running_statistics_and_inference(kit, choice, name):
     inputs = kit.make_inputs((6, 5, 7, 6), torch.float32)
     wide = inputs._replace(x=inputs.x.double(), dy=inputs.dy.double())
