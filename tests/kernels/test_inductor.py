@@ -84,7 +84,7 @@ def test_peers(contender: str, dtype: str, form: str) -> None:
 @pytest.mark.parametrize(
     "shape", [(33, 7), (5, 8, 13), (4, 6, 5, 6, 7), (2, 1, 3, 3), (3, 65, 1, 9)]
 )
-@pytest.mark.parametrize("contender", ["bn", "ns", "fs", "bs+vdn", "gn[groups=1]"])
+@pytest.mark.parametrize("contender", ["bn", "ns[ratio=1/3]", "fs", "bs+vdn", "gn[groups=1]"])
 def test_every_number_of_dimensions(contender: str, shape: tuple[int, ...]) -> None:
     if contender == "fs" and len(shape) == 2:
         with pytest.raises(NotApplicable):
