@@ -195,7 +195,7 @@ def _weights(forms: Forms, x: Tensor, positions: Sequence[Tensor]) -> Tensor | f
     omega: Tensor | float = 0.0
     for f in forms:
         each = f.weight / f.size
-        omega = omega + (each if f.whole else each * f.mask(x, next(left)))
+        omega = omega + (each if f.whole else each * f.mask(x, next(left)).to(accumulator(x)))
     return omega
 
 
