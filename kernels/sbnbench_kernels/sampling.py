@@ -15,7 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbnbench.errors import NotApplicable
+from sbnbench_kernels.shares import patch_of, rows_of
+
+__all__ = [
+    "BLOCK",
+    "Box",
+    "draw_elements",
+    "draw_patches",
+    "draw_rows",
+    "drawn_step",
+    "patch_of",
+    "rows_of",
+]
 
 BLOCK = 256
 """Steps drawn at a time: 1 MB of corners at batch 256, and 1/256 of a draw's cost a step."""
@@ -38,27 +49,6 @@ class Box(NamedTuple):
     def size(self) -> int:
         """s: values a channel."""
         return self.count * math.prod(self.patch)
-
-
-def rows_of(ratio: float, batch: int) -> int:
-    """Rows that `bs` takes: the nearest whole number to ratio·batch, at least one."""
-    return max(1, round(ratio * batch))
-
-
-def patch_of(ratio: float, spatial: tuple[int, ...]) -> tuple[int, ...]:
-    """The patch whose share of the map is nearest to `ratio` (in log), as square as it can be.
-
-    Each side is size·ratio^(1/D), rounded down or up.
-    """
-    if not spatial:
-        raise NotApplicable("fs needs a feature map; the input is (N, C)")
-    sides: list[tuple[int, ...]] = [()]
-    for size in spatial:
-        ideal = size * ratio ** (1 / len(spatial))
-        options = {max(1, math.floor(ideal + 1e-9)), min(size, math.ceil(ideal - 1e-9))}
-        sides = [(*side, p) for side in sides for p in sorted(options)]
-    wanted = ratio * math.prod(spatial)
-    return min(sides, key=lambda p: (abs(math.log(math.prod(p) / wanted)), max(p) - min(p)))
 
 
 def draw_rows(batch: int, ratio: float, seed: int, step: int) -> Box:
