@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sbnbench.errors import CollapsedSample, NotApplicable
+from sbnbench.errors import CollapsedSample, InvalidParameter, NotApplicable
 from sbnbench.model import Contender, format_param
 from sbnbench.registry import build, make_contender, normalizers
+from sbnbench_kernels import draws
 from sbnbench_kernels.contract import Extended, Op, State
+from sbnbench_kernels.draws import make_clock
 from sbnbench_kernels.recompute import Replay, copy_state
+
+Ranks = Literal["different", "same"]
 
 _EXTRA = "extra_"
 
@@ -60,11 +64,15 @@ class Norm(_BatchNorm):
         *,
         backend: str = "eager",
         seed: int = 0,
+        ranks: Ranks = "different",
         **params: Any,
     ) -> None:
+        if ranks not in get_args(Ranks):
+            raise InvalidParameter(f"ranks is {ranks!r}; choose one of different, same")
         algorithm = normalizers()[normalizer]
         if eps is not None and algorithm.param("eps") is not None:
             params["eps"] = eps
+        self._clock = make_clock(seed)  # first, as the base class resets the step
         super().__init__(
             num_features,
             eps=float(algorithm.resolve(params).get("eps", 0.0)),
@@ -77,7 +85,7 @@ class Norm(_BatchNorm):
         self.keeps_running = algorithm.running
         self.replaces: type[_BatchNorm] | None = None
         self.contender: Contender = make_contender(normalizer, backend, params)
-        self.seed = seed
+        self.ranks = ranks
         self.num_virtual = int(algorithm.resolve(params).get("num_virtual", 0))
         self._op: Op = build(self.contender)
         self._learned: tuple[str, ...] = ()
@@ -114,6 +122,28 @@ class Norm(_BatchNorm):
                     stacklevel=2,
                 )
         return self
+
+    @property
+    def seed(self) -> int:
+        """What, with `step`, selects the draw."""
+        return int(self._clock[0])
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._clock = make_clock(seed, self.step)
+
+    @property
+    def step(self) -> int:
+        """Training calls so far."""
+        return int(self._clock[1])
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._clock[1] = step
+
+    def now(self) -> tuple[int, int]:
+        """Seed, this process's own where ranks differ, and step of the next training call."""
+        return draws.now(self._clock, self.ranks == "different")
 
     def follow(self) -> None:
         """Takes the step from num_batches_tracked, which was set from outside."""
@@ -156,28 +186,35 @@ class Norm(_BatchNorm):
             for name, value in (*self._buffers.items(), *self._parameters.items())
             if name.startswith(_EXTRA) and value is not None
         }
+        seed, step = self.now() if self._estimates() else (0, 0)
         return State(
             self.running_mean,
             self.running_var,
             self.momentum,
             self.training,
-            self.seed,
-            self.step,
+            seed,
+            step,
             extra,
         )
+
+    def _estimates(self) -> bool:
+        """Whether a call takes statistics from its input and not from the averages."""
+        return self.training or (self.keeps_running and self.running_mean is None)
 
     def _keep(self, state: State) -> None:
         for name, value in state.extra.items():
             if name not in self._learned:
                 self.register_buffer(_EXTRA + name, value)
         if self.training:
-            self.step = state.step
+            self._clock[1].add_(1)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
 
     def _look_for_collapse(self, x: Tensor, state: State) -> None:
         statistics = getattr(self._op, "statistics", None)
-        if statistics is None or state.running_var is None or (state.step + 1) % CHECKED_EVERY:
+        if statistics is None or state.running_var is None or torch.compiler.is_compiling():
+            return
+        if (state.step + 1) % CHECKED_EVERY:
             return
         with torch.no_grad():
             _, var = statistics(x, copy_state(state))
@@ -216,6 +253,8 @@ class _Apply(torch.autograd.Function):
     ) -> Tensor:
         y, saved = op.forward(x, weight, bias, state)
         leaves, ctx.spec = tree_flatten(saved)
+        if torch.compiler.is_compiling():
+            leaves = _unaliased(leaves, (x, weight, bias, *extra))
         ctx.op = op
         ctx.learned = {name: t.dtype for name, t in zip(learned, extra, strict=True)}
         ctx.save_for_backward(*(v for v in leaves if isinstance(v, Tensor)))
@@ -230,3 +269,16 @@ class _Apply(torch.autograd.Function):
         dx, dweight, dbias, *own = ctx.op.backward(dy, tree_unflatten(leaves, ctx.spec))
         extra = (own[0][name].to(dtype) for name, dtype in ctx.learned.items())
         return None, None, dx, dweight, dbias, None, *extra
+
+
+def _unaliased(leaves: list[Any], inputs: tuple[Tensor | None, ...]) -> list[Any]:
+    """What a forward saves as a compiler wants it: the inputs themselves, and no view of anything.
+    The copies come to nothing."""
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        same = [t for t in inputs if t is leaf]
+        return same[0] if same else leaf.clone()
+
+    return [own(leaf) for leaf in leaves]
