@@ -13,17 +13,23 @@ may not become part of a CUDA graph, which would replay one draw for ever; they 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
+
+from typing import ParamSpec
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 BLOCK = 256
 """Steps drawn at a time: 1 MB of corners at batch 256, and 1/256 of a draw's cost a step."""
 
 SEEDS = 1 << 63
 """Seeds are taken modulo this."""
+
+P = ParamSpec("P")
 
 _TAG = torch.Tag.cudagraph_unsafe
 
@@ -51,7 +57,8 @@ def start(seed: int, step: int, room: int) -> int:
     """A whole number in 0 … room."""
     if not torch.compiler.is_compiling():
         return _start(seed, step, room)
-    drawn: int = _start_op(seed, step, room)
+    # A compiler takes an operator's device from a tensor.
+    drawn: int = _start_op(torch.empty(0, device="cpu"), seed, step, room)
     return drawn
 
 
@@ -118,6 +125,23 @@ def _noise(seed: int, step: int, shape: tuple[int, ...], device: torch.device) -
     return torch.randn(shape, generator=generator, device=device)
 
 
+def kept(size: int) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
+    """Keeps a function's last `size` results, but none made under a transform of torch.func or a
+    dispatch mode such as FakeTensorMode: such tensors mean nothing outside it."""
+
+    def decorate(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
+        remembered = lru_cache(maxsize=size)(make)
+
+        @wraps(make)
+        def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+            within = torch._C._are_functorch_transforms_active() or _get_current_dispatch_mode()
+            return make(*args, **kwargs) if within else remembered(*args, **kwargs)  # type: ignore[arg-type]
+
+        return call
+
+    return decorate
+
+
 def _generator(seed: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed % (1 << 64), index], np.uint64)))
 
@@ -127,7 +151,7 @@ def _starts(seed: int, index: int, room: int) -> list[int]:
     return [int(n) for n in _generator(seed, index).integers(0, room + 1, size=BLOCK)]
 
 
-@lru_cache(maxsize=128)
+@kept(128)
 def _corner_block(
     seed: int, index: int, rows: int, room: tuple[int, ...], device: torch.device
 ) -> Tensor:
@@ -136,7 +160,7 @@ def _corner_block(
     return torch.from_numpy(draws).to(device)
 
 
-@lru_cache(maxsize=16)
+@kept(16)
 def _element_set(seed: int, index: int, total: int, count: int, device: torch.device) -> Tensor:
     chosen = _generator(seed, index).choice(total, size=count, replace=False, shuffle=False)
     return torch.from_numpy(np.sort(chosen)).to(device)
@@ -154,12 +178,12 @@ def _(clock: Tensor, by_rank: bool) -> tuple[int, int]:
 
 
 @torch.library.custom_op("sbnbench::start", mutates_args=(), tags=_TAG)
-def _start_op(seed: int, step: int, room: int) -> int:
+def _start_op(device: Tensor, seed: int, step: int, room: int) -> int:
     return _start(seed, step, room)
 
 
 @_start_op.register_fake
-def _(seed: int, step: int, room: int) -> int:
+def _(device: Tensor, seed: int, step: int, room: int) -> int:
     return torch.library.get_ctx().new_dynamic_size()  # type: ignore[return-value]
 
 

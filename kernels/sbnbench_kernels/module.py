@@ -40,12 +40,20 @@ class Norm(_BatchNorm):
     In training it draws by (`seed`, `step`), `step` counting training calls on the host; it is
     `num_batches_tracked` after loading a state_dict, so that a resumed training draws on. In eval()
     it uses the running statistics, where the normalizer keeps any. A forward that activation
-    checkpointing runs again draws what it drew before and counts once.
+    checkpointing runs again draws what it drew before and counts once. Where torch.distributed is
+    initialized, `ranks="different"` has every process draw positions of its own, so that together
+    they see more of the data; with "same" all draw alike.
+
+    torch.compile takes it without graph breaks and compiles once for all steps, torch.export in
+    eval(); transforms of torch.func go through the forward, where BatchNorm lets them.
 
     Where a sample collapses, that is sees a variance far under the running one as a constant
     border gives it, the op divides by nearly √ε and the output is that much larger; training
     samples are looked at every 256 steps and the finding is warned of (CollapsedSample) when the
-    layer is switched to eval(), where waiting for the device costs nothing.
+    layer is switched to eval(), where waiting for the device costs nothing. Compiled code does not
+    look.
+
+    `name` is the layer's in its model, for messages; convert sets it.
 
     Raises InvalidParameter, UnknownName or UsageError for what cannot be built, NotApplicable for
     an input the normalizer does not take.
@@ -84,6 +92,7 @@ class Norm(_BatchNorm):
         )
         self.keeps_running = algorithm.running
         self.replaces: type[_BatchNorm] | None = None
+        self.name = ""
         self.contender: Contender = make_contender(normalizer, backend, params)
         self.ranks = ranks
         self.num_virtual = int(algorithm.resolve(params).get("num_virtual", 0))
@@ -97,6 +106,15 @@ class Norm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """y (N, C, *spatial); in training it draws, and updates the running statistics."""
+        if torch.compiler.is_compiling():
+            return self._forward(x)
+        try:
+            return self._forward(x)
+        except NotApplicable as error:
+            where = f"layer {self.name}: " if self.name else ""
+            raise NotApplicable(f"{where}{self.contender.id}: {error}") from error
+
+    def _forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
         again = self._replay.find() if self.training else None
         if again is not None:
@@ -139,7 +157,7 @@ class Norm(_BatchNorm):
 
     @step.setter
     def step(self, step: int) -> None:
-        self._clock[1] = step
+        self._clock = make_clock(self.seed, step)
 
     def now(self) -> tuple[int, int]:
         """Seed, this process's own where ranks differ, and step of the next training call."""
@@ -174,11 +192,22 @@ class Norm(_BatchNorm):
             self.register_buffer(_EXTRA + name, value.to(device, dtype))
 
     def _apply_op(self, state: State, x: Tensor) -> Tensor:
+        if torch._C._are_functorch_transforms_active():
+            return self._transformed(state, x)
         learned = [self._parameters[_EXTRA + name] for name in self._learned]
         y: Tensor = _Apply.apply(  # type: ignore[no-untyped-call]
             self._op, state, x, self.weight, self.bias, self._learned, *learned
         )
         return y
+
+    def _transformed(self, state: State, x: Tensor) -> Tensor:
+        """y under transforms of torch.func, which go through the forward itself."""
+        if self._estimates() and not getattr(self._op, "exact_gradient", True):
+            raise NotApplicable(
+                f"{self.contender.id}: its backward is not the derivative of its forward, which "
+                "torch.func would take; set backward=exact"
+            )
+        return self._op.forward(x, self.weight, self.bias, state)[0]
 
     def _state(self) -> State:
         extra = {
@@ -206,7 +235,10 @@ class Norm(_BatchNorm):
             if name not in self._learned:
                 self.register_buffer(_EXTRA + name, value)
         if self.training:
-            self._clock[1].add_(1)
+            if torch._C._are_functorch_transforms_active():  # which write to nothing outside them
+                self.step = state.step
+            else:
+                self._clock[1].add_(1)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
 

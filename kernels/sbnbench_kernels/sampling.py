@@ -6,7 +6,6 @@ A draw is a function of (seed, step) alone; `draws` makes the random numbers.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -87,4 +86,4 @@ def _centre(batch: int, room: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.stack(sides, 1)
 
 
-_kept_centre = lru_cache(maxsize=128)(_centre)
+_kept_centre = draws.kept(128)(_centre)
