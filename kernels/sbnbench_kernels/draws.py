@@ -6,7 +6,7 @@ step costs a slice and no transfer.
 
 A compiler cannot trace a generator, and a step that is a Python number would have it compile again
 at every step. Under torch.compile and torch.export the same functions are therefore operators of
-PyTorch (`sbnbench::now`, `start`, `corners`, `elements`, `noise`), opaque to the graph: seed and
+PyTorch (`sbnbench::now`, `tick`, `start`, `corners`, `elements`, `noise`), opaque to the graph: seed and
 step are read from a clock while the graph runs, and one graph serves all steps. Their Python body
 may not become part of a CUDA graph, which would replay one draw for ever; they are tagged so.
 """
@@ -21,6 +21,7 @@ from typing import ParamSpec
 import numpy as np
 import torch
 from torch import Tensor
+from torch._library.fake_impl import allocate_size
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 BLOCK = 256
@@ -35,8 +36,10 @@ _TAG = torch.Tag.cudagraph_unsafe
 
 
 def make_clock(seed: int, step: int = 0) -> Tensor:
-    """Seed and step as a compiled graph reads them: (2,) int64 on the host."""
-    return torch.tensor([seed % SEEDS, step], dtype=torch.int64, device="cpu")
+    """Seed and step as a compiled graph reads them: (2,) int64 on the host. It is never written to,
+    so that what a graph computes again in its backward reads the same."""
+    with torch._C._DisableFuncTorch():
+        return torch.tensor([seed % SEEDS, step], dtype=torch.int64, device="cpu")
 
 
 def fold(seed: int, number: int) -> int:
@@ -51,6 +54,11 @@ def now(clock: Tensor, by_rank: bool) -> tuple[int, int]:
     """Seed and step of the next call; `by_rank` gives each process but the first a seed of its
     own where torch.distributed is initialized."""
     return _now_op(clock, by_rank) if torch.compiler.is_compiling() else _now(clock, by_rank)
+
+
+def tick(clock: Tensor) -> Tensor:
+    """The clock one step later."""
+    return _tick_op(clock) if torch.compiler.is_compiling() else _tick(clock)
 
 
 def start(seed: int, step: int, room: int) -> int:
@@ -93,6 +101,11 @@ def _now(clock: Tensor, by_rank: bool) -> tuple[int, int]:
     seed, step = clock.tolist()
     rank = _rank() if by_rank else 0
     return (fold(seed, rank) if rank else seed), step
+
+
+def _tick(clock: Tensor) -> Tensor:
+    seed, step = clock.tolist()
+    return make_clock(seed, step + 1)
 
 
 def _rank() -> int:
@@ -166,6 +179,12 @@ def _element_set(seed: int, index: int, total: int, count: int, device: torch.de
     return torch.from_numpy(np.sort(chosen)).to(device)
 
 
+def _unknown() -> int:
+    """A number that is known when the graph runs. Not `new_dynamic_size`, which breaks the graph
+    unless fullgraph=True: no size depends on this one."""
+    return allocate_size(torch.library.get_ctx()._shape_env)  # type: ignore[no-any-return]
+
+
 @torch.library.custom_op("sbnbench::now", mutates_args=(), tags=_TAG)
 def _now_op(clock: Tensor, by_rank: bool) -> tuple[int, int]:
     return _now(clock, by_rank)
@@ -173,8 +192,17 @@ def _now_op(clock: Tensor, by_rank: bool) -> tuple[int, int]:
 
 @_now_op.register_fake
 def _(clock: Tensor, by_rank: bool) -> tuple[int, int]:
-    context = torch.library.get_ctx()
-    return context.new_dynamic_size(), context.new_dynamic_size()  # type: ignore[return-value]
+    return _unknown(), _unknown()
+
+
+@torch.library.custom_op("sbnbench::tick", mutates_args=(), tags=_TAG)
+def _tick_op(clock: Tensor) -> Tensor:
+    return _tick(clock)
+
+
+@_tick_op.register_fake
+def _(clock: Tensor) -> Tensor:
+    return torch.empty_like(clock)
 
 
 @torch.library.custom_op("sbnbench::start", mutates_args=(), tags=_TAG)
@@ -184,7 +212,7 @@ def _start_op(device: Tensor, seed: int, step: int, room: int) -> int:
 
 @_start_op.register_fake
 def _(device: Tensor, seed: int, step: int, room: int) -> int:
-    return torch.library.get_ctx().new_dynamic_size()  # type: ignore[return-value]
+    return _unknown()
 
 
 @torch.library.custom_op("sbnbench::corners", mutates_args=(), tags=_TAG)

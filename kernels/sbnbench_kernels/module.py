@@ -235,10 +235,7 @@ class Norm(_BatchNorm):
             if name not in self._learned:
                 self.register_buffer(_EXTRA + name, value)
         if self.training:
-            if torch._C._are_functorch_transforms_active():  # which write to nothing outside them
-                self.step = state.step
-            else:
-                self._clock[1].add_(1)
+            self._clock = draws.tick(self._clock)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
 

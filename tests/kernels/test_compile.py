@@ -123,9 +123,19 @@ def test_layers_of_other_seeds_share_a_graph():
     assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_without_fullgraph_it_compiles_once_too():
+    plain = Norm("bs", 32)
+    compiled = copy.deepcopy(plain)
+    f = torch.compile(compiled, backend="aot_eager")
+    torch.testing.assert_close([f(batch(i)) for i in range(12)], [plain(batch(i)) for i in range(12)])
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
 def test_a_resumed_training_draws_on():
     first, second = Norm("fs", 32, seed=2), Norm("fs", 32, seed=2)
-    torch.compile(first, backend="aot_eager")(batch(0))
+    f = torch.compile(first, backend="aot_eager")
+    f(batch(0))
     second.load_state_dict(first.state_dict())
     torch.testing.assert_close(torch.compile(second, backend="aot_eager")(batch(1)), first(batch(1)))
 
@@ -161,7 +171,8 @@ def test_a_converted_model(name):
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_activation_checkpointing_recomputes_the_same_draw():
+@torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
+def test_activation_checkpointing_within_a_graph_recomputes_the_same_draw():
     class Checked(nn.Sequential):
         def forward(self, x):
             for block in self:
@@ -182,6 +193,7 @@ def test_inductor(name):
 
 CALLS = [
     (torch.ops.sbnbench.now, (draws.make_clock(3, 7), False)),
+    (torch.ops.sbnbench.tick, (draws.make_clock(3, 7),)),
     (torch.ops.sbnbench.start, (torch.empty(0), 3, 7, 5)),
     (torch.ops.sbnbench.corners, (3, 7, 4, [5, 6], torch.device("cpu"), False)),
     (torch.ops.sbnbench.corners, (3, 7, 4, [5], torch.device("cpu"), True)),
