@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test quick lint types contracts wheel check clean
+.PHONY: demo test quick gate lint types contracts wheel check clean
 
 demo: $(STAMP)  ## install, run the main job, write a report
 	$(RUN)/sbnbench run --suite micro-batch
@@ -15,6 +15,9 @@ test: $(STAMP)  ## every test: the quick part first, then the slow ones
 
 quick: $(STAMP)  ## the quick part alone
 	$(RUN)/python -m pytest -q -m "not slow"
+
+gate: $(STAMP)  ## time the built-in contenders against each other; a minute
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -q -m gate tests/bench
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

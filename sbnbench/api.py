@@ -12,15 +12,16 @@ from typing import Any
 
 import msgspec
 
-from sbnbench import duel, gate, suites, trees
+from sbnbench import duel, gate, kernel_costs, suites, trees
 from sbnbench.blocks import DEFAULT_TIMEOUT
-from sbnbench.errors import StoreError
+from sbnbench.errors import StoreError, UsageError
 from sbnbench.execute import execute
 from sbnbench.model import Block, Plan
 from sbnbench.noise import Noise, Trial, examine
 from sbnbench.observer import Observer
-from sbnbench.plan import Filters, make_plan, read_suite
+from sbnbench.plan import Filters, axis_values, input_of, make_plan, read_suite
 from sbnbench.pool import Worker
+from sbnbench.registry import parse_contender
 from sbnbench.stopping import UntilClear
 from sbnbench.store import Run, flat, load, write_atomically
 
@@ -39,6 +40,7 @@ def run(
     keyword: str = "",
     mode: Sequence[str] = (),
     axes: Mapping[str, Any] | None = None,
+    latency: dict[str, str] | None = None,
     quick: bool = False,
     seed: int | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -47,7 +49,8 @@ def run(
 ) -> Run:
     """Run a suite by name or file and give the run.
 
-    `only` and `skip` name contenders as on the command line; `axes` is e.g. {"batch": [1, 2]}.
+    `only` and `skip` name contenders as on the command line; `axes` is e.g. {"batch": [1, 2]},
+    `latency` e.g. {"clock": "cuda-graph", "cache": "cold"}.
     The run directory is `out`, or runs/SUITE-DATE. `run.to_pandas()` gives a data frame,
     `run.report()` writes the HTML report, and a notebook displays it.
 
@@ -55,7 +58,9 @@ def run(
     """
     texts = {k: v if isinstance(v, str) else ",".join(map(str, v)) for k, v in (axes or {}).items()}
     texts |= {k: v for k, v in (("dtype", dtype), ("device", device)) if v}
-    filters = Filters(texts, tuple(only), tuple(skip), keyword, tuple(mode), quick, seed)
+    filters = Filters(
+        texts, tuple(only), tuple(skip), keyword, tuple(mode), latency or {}, quick, seed
+    )
     made = plan(suite, filters)
     path = Path(out) if out else default_path(suite)
     return execute(made, path, timeout=timeout, observer=observer)
@@ -130,7 +135,37 @@ def noise(
         )
 
 
-def as_json(found: msgspec.Struct) -> str:
+def kernels(
+    name: str = "",
+    source: str = "synthetic:64x56x56",
+    batch: int = 32,
+    dtype: str = "bfloat16",
+    form: str = "contiguous",
+    arch: str = "",
+    gpu: str = "",
+    bandwidth: float | None = None,
+) -> list[kernel_costs.Costs]:
+    """What Triton contenders will cost on a GPU that is not here; `bandwidth` in GB/s.
+
+    All contenders that have kernels, or the one named. UsageError, UnknownName for what is none.
+    """
+    _, channels, spatial = input_of(source, "--input")
+    axis_values("dtype", dtype, "--dtype")
+    axis_values("format", form, "--format")
+    if dtype == "float64":
+        raise UsageError("--dtype float64: the kernels take float32, bfloat16 and float16")
+    wanted = [parse_contender(name, "triton")] if name else kernel_costs.triton_contenders()
+    for contender in wanted:
+        if contender.backend != "triton":
+            raise UsageError(f"{contender.id}: only the backend triton is compiled ahead of time")
+    rate = bandwidth * 1e9 if bandwidth else None
+    return [
+        kernel_costs.collect(c, (batch, channels, *spatial), dtype, form, arch, gpu, rate)
+        for c in wanted
+    ]
+
+
+def as_json(found: msgspec.Struct | list[kernel_costs.Costs]) -> str:
     """Decisions as JSON text."""
     return msgspec.json.format(msgspec.json.encode(found), indent=1).decode()
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from sbnbench.messages import Errors, Event, Outcome, Sampled
-from sbnbench.model import Block, Contender, Direction, Record, Status
+from sbnbench.messages import Event, Measured, Outcome, Sampled, Spent
+from sbnbench.model import (
+    PER_DIRECTION,
+    Block,
+    Contender,
+    Direction,
+    Estimate,
+    Record,
+    Status,
+)
 from sbnbench.statistics import Array, location, log_ratios, paired_ratio
 from sbnbench.units import percent
 
@@ -20,13 +29,18 @@ class Collected:
     block: Block
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     pairs: dict[tuple[str, Direction], list[Sampled]] = field(default_factory=dict)
-    errors: dict[str, Errors] = field(default_factory=dict)
+    measured: dict[tuple[str, str, Direction | None], Measured] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds of all processes, by what they went to."""
 
     def take(self, event: Event) -> None:
         if isinstance(event, Sampled):
             self.pairs.setdefault((event.contender, event.direction), []).append(event)
-        elif isinstance(event, Errors):
-            self.errors[event.contender] = event
+        elif isinstance(event, Measured):
+            self.measured[event.contender, event.measure, event.direction] = event
+        elif isinstance(event, Spent):
+            for what, seconds in event.seconds.items():
+                self.spent[what] = self.spent.get(what, 0.0) + seconds
         elif isinstance(event, Outcome):
             before = self.outcomes.get(event.contender)
             if event.status != "ok" or before is None:
@@ -52,10 +66,12 @@ class Collected:
         found = []
         for contender in self.block.contenders:
             for measure in self.block.measures:
-                if measure == "latency":
-                    found += [self._latency(contender, d) for d in self.block.directions]
-                else:
-                    found.append(self._error(contender))
+                directions = self.block.directions if measure in PER_DIRECTION else (None,)
+                for direction in directions:
+                    if measure == "latency" and direction:
+                        found.append(self._latency(contender, direction))
+                    else:
+                        found.append(self._other(contender, measure, direction))
         return found
 
     def blank(self, contender: Contender, measure: str, direction: Direction | None) -> Record:
@@ -88,25 +104,25 @@ class Collected:
             notes += (
                 f"precision {percent(self.block.latency.precision)} not reached: ±{percent(half)}",
             )
-        return replace(
-            blank,
-            estimates={
-                "ratio": ratio,
-                "time": location(times),
-                "baseline_time": location(partners),
-            },
-            samples={"time": times, "baseline": partners},
-            facts={
-                **blank.facts,
-                "loops": [p.loops for p in pairs],
-                "baseline_loops": [p.baseline_loops for p in pairs],
-            },
-            notes=notes,
-        )
+        notes += tuple(dict.fromkeys(text for p in pairs for text in p.remarks))
+        estimates = {"ratio": ratio, "time": location(times), "baseline_time": location(partners)}
+        samples = {"time": times, "baseline": partners}
+        facts = {
+            **blank.facts,
+            "clock": pairs[0].clock,
+            "loops": [p.loops for p in pairs],
+            "baseline_loops": [p.baseline_loops for p in pairs],
+        }
+        for found in (_floor(pairs), _gpu(pairs)):
+            estimates |= found.estimates
+            samples |= found.samples
+            facts |= found.facts
+            notes += found.notes
+        return replace(blank, estimates=estimates, samples=samples, facts=facts, notes=notes)
 
-    def _error(self, contender: Contender) -> Record:
-        blank = self.blank(contender, "error", None)
-        found = self.errors.get(contender.id)
+    def _other(self, contender: Contender, measure: str, direction: Direction | None) -> Record:
+        blank = self.blank(contender, measure, direction)
+        found = self.measured.get((contender.id, measure, direction))
         if blank.status != "ok" or found is None:
             return blank
         return replace(
@@ -117,3 +133,73 @@ class Collected:
             samples=found.samples,
             facts={**blank.facts, **found.facts},
         )
+
+
+class _Part(NamedTuple):
+    """What one side of a latency adds to its record."""
+
+    estimates: dict[str, Estimate]
+    samples: dict[str, list[list[float]]]
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def _floor(pairs: list[Sampled]) -> _Part:
+    """The floor's time, and the share of it that the contender attains.
+
+    Both times are taken next to the baseline but some milliseconds apart. So the floor's is carried
+    to the contender's moment by what the baseline did between the two.
+    """
+    floors = [p.floor for p in pairs if p.floor]
+    if len(floors) < len(pairs):  # no process may be missing: levels of the interval
+        return _Part({}, {}, {})
+    carried = [
+        [f * b / g for f, b, g in zip(floor.time, p.baseline, floor.baseline, strict=True)]
+        for floor, p in zip(floors, pairs, strict=True)
+    ]
+    attainable = paired_ratio(carried, [p.time for p in pairs])
+    first = floors[0]
+    facts = {
+        "bytes_read": first.read,
+        "bytes_written": first.written,
+        "bytes_known": first.known,
+        "ways": [f.ways for f in floors],
+        "loops": [f.loops for f in floors],
+    }
+    notes: tuple[str, ...] = ()
+    if not first.known:
+        notes += (
+            "floor: this normalizer's traffic is not known; it is taken to read its inputs and "
+            "write its output once",
+        )
+    if attainable.low is not None and attainable.low > 1:
+        notes += ("faster than its floor: what the floor moves, caches served",)
+    return _Part(
+        {
+            "attainable": attainable,
+            "floor_time": location([f.time for f in floors]),
+        },
+        {"floor": [f.time for f in floors], "floor_baseline": [f.baseline for f in floors]},
+        {"floor": facts},
+        notes,
+    )
+
+
+def _gpu(pairs: list[Sampled]) -> _Part:
+    """What was seen of the GPU: its state, the rounds that it held its clocks down in, energy."""
+    if not any(p.gpu for p in pairs):
+        return _Part({}, {}, {})
+    joules = [[p.joules] for p in pairs if p.joules]
+    estimates = {"energy": location(joules, unit="J")} if joules else {}
+    slow = {
+        (number, index)
+        for number, p in enumerate(pairs)
+        for rounds in p.gpu.get("throttled", {}).values()
+        for index in rounds
+    }
+    reasons = sorted({reason for p in pairs for reason in p.gpu.get("throttled", {})})
+    notes: tuple[str, ...] = ()
+    if slow:
+        total = sum(len(p.time) for p in pairs)
+        notes = (f"clocks held down in {len(slow)} of {total} rounds: {', '.join(reasons)}",)
+    return _Part(estimates, {}, {"gpu": [p.gpu for p in pairs]}, notes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -50,11 +51,44 @@ class Bench:
             return partial(backward, i.dy, forward()[1])
         return lambda: backward(i.dy, forward()[1])
 
+    @property
+    def size(self) -> int:
+        """Bytes of x and dy: what a call touches at least."""
+        return self.inputs.x.nbytes + self.inputs.dy.nbytes
+
+    def calls(self, direction: Direction, sets: int) -> Callable[[], object]:
+        """The call to time, going round `sets` sets of buffers, this bench's own among them."""
+        others = [self._again().call(direction) for _ in range(sets - 1)]
+        return going_round([self.call(direction), *others])
+
+    def _again(self) -> Bench:
+        made = inputs_of(self.contender, self.inputs.workload)
+        state = new_state(made.weight, self.state.seed)
+        return Bench(self.contender, self.op, made, state, self.repeats)
+
+
+def going_round(calls: list[Callable[[], object]]) -> Callable[[], object]:
+    """A call that makes the next of `calls` each time, from the first again after the last."""
+    if len(calls) == 1:
+        return calls[0]
+    turn = cycle(calls)
+    return lambda: next(turn)()
+
 
 def set_up(contender: Contender, workload: Workload, seed: int) -> Bench:
-    """A bench with freshly made inputs."""
-    made = inputs.make(workload, virtual_rows(contender))
+    """A bench with inputs of its own."""
+    made = inputs_of(contender, workload)
     return Bench(contender, build(contender), made, new_state(made.weight, seed))
+
+
+def inputs_of(contender: Contender, workload: Workload, draw: int = 0) -> Inputs:
+    """Inputs that nothing else holds. Their values are made once for all contenders of a block."""
+    made = _made(workload, virtual_rows(contender), draw)
+    copies = {name: getattr(made, name).clone() for name in ("x", "dy", "weight", "bias")}
+    return replace(made, **copies)
+
+
+_made = lru_cache(maxsize=4)(inputs.make)
 
 
 def new_state(like: Tensor, seed: int) -> State:

@@ -5,11 +5,11 @@ Prints nothing. A crash, a hang or an exception becomes the outcome of the conte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sbnbench.assemble import Collected
 from sbnbench.errors import SbnbenchError
-from sbnbench.messages import Ended, Failed, Progress, Task
+from sbnbench.messages import Doing, Ended, Event, Failed, Outcome, Progress, Task
 from sbnbench.model import Block, LatencyOptions
 from sbnbench.observer import Observer
 from sbnbench.pool import Worker, WorkerTimeout
@@ -56,21 +56,55 @@ def run_block(
         if process and _enough(collected, rule):
             break
         task = Task(block, process, seed, standing, slowdown=slowdown)
-        problem: Failed | None = None
-        try:
-            for event in worker.ask(task, timeout):
-                collected.take(event)
-                if isinstance(event, Progress):
-                    done = (process + event.done / event.total) / expected
-                    observer.block_progress(block, min(1.0, done))
-                elif isinstance(event, Failed):
-                    problem = event
-                elif isinstance(event, Ended) and event.code:
-                    _fallen(collected, event, problem, worker)
-        except WorkerTimeout as error:
-            collected.drop("timeout", f"{error} ({timeout:g} s)")
+
+        def on_progress(fraction: float, process: int = process) -> None:
+            observer.block_progress(block, min(1.0, (process + fraction) / expected))
+
+        fate = _run_process(worker, task, timeout, collected, on_progress)
+        if fate is not None and fate.contender:
+            collected.take(fate)  # the others go again without it
+            continue
+        if fate is not None:
+            collected.drop(fate.status, fate.reason)
         process += 1
     return collected
+
+
+def _run_process(
+    worker: Worker,
+    task: Task,
+    timeout: float,
+    collected: Collected,
+    on_progress: Callable[[float], None],
+) -> Outcome | None:
+    """One process of a block; how it failed, and through which contender where that is known.
+
+    Of a process that failed, only what it said of contenders by name is kept.
+    """
+    said: list[Event] = []
+    at_work = ""
+    problem: Failed | None = None
+    fate: Outcome | None = None
+    try:
+        for event in worker.ask(task, timeout):
+            if isinstance(event, Outcome):
+                collected.take(event)
+            elif isinstance(event, Doing):
+                at_work = event.contender
+            elif isinstance(event, Progress):
+                on_progress(event.done / event.total)
+            elif isinstance(event, Failed):
+                problem = event
+            elif isinstance(event, Ended):
+                fate = _fate(event, problem, at_work, worker) if event.code else None
+            else:
+                said.append(event)
+    except WorkerTimeout as error:
+        return Outcome(at_work, "timeout", f"{error} ({timeout:g} s)")
+    if fate is None:
+        for event in said:
+            collected.take(event)
+    return fate
 
 
 def _enough(collected: Collected, rule: Precision) -> bool:
@@ -85,13 +119,14 @@ def _enough(collected: Collected, rule: Precision) -> bool:
     return True
 
 
-def _fallen(collected: Collected, event: Ended, problem: Failed | None, worker: Worker) -> None:
+def _fate(event: Ended, problem: Failed | None, at_work: str, worker: Worker) -> Outcome:
     if problem:
-        collected.drop(problem.status, problem.reason)
-    elif event.code == -9:
-        collected.drop("out-of-memory", "the process was killed (SIGKILL): most often no memory")
-    else:
-        collected.drop("crashed", f"the process ended with {event.code}: {worker.last_words(1)}")
+        return Outcome("", problem.status, problem.reason)
+    if event.code == -9:
+        why = "the process was killed (SIGKILL): most often no memory"
+        return Outcome(at_work, "out-of-memory", why)
+    why = f"the process ended with {event.code}: {worker.last_words(1)}"
+    return Outcome(at_work, "crashed", why)
 
 
 def prepare(worker: Worker, sources: Sequence[str], observer: Observer) -> None:

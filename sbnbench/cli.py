@@ -47,7 +47,7 @@ def root(
 
 @app.command(
     "list",
-    epilog="Examples: [bold]sbnbench list[/] · [bold]sbnbench list suites[/] · "
+    epilog="Examples:\n\n[bold]sbnbench list[/]\n\n[bold]sbnbench list suites[/]\n\n"
     "[bold]sbnbench list normalizers --json[/]",
 )
 def list_(
@@ -60,20 +60,20 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
     """What is there: normalizers, backends, suites, measures, devices."""
-    from sbnbench import console, listing
+    from sbnbench import console, listing, views
 
     found = listing.collect(what)
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        console.show_listing(console.make_console(), found, long)
+        views.show_listing(console.make_console(), found, long)
 
 
 @app.command(
-    epilog="Examples: [bold]sbnbench run --suite micro-batch[/] · "
-    "[bold]sbnbench run --suite my.toml --quick[/] · "
+    epilog="Examples:\n\n[bold]sbnbench run --suite micro-batch[/]\n\n"
+    "[bold]sbnbench run --suite my.toml --quick[/]\n\n"
     "[bold]sbnbench run --suite sampling-ratio -a batch=8,64 --only 'bn@aten,fs*' "
-    "--mode fwd_bwd[/] · [bold]sbnbench run --resume runs/micro-batch-…[/]",
+    "--mode fwd_bwd[/]\n\n[bold]sbnbench run --resume runs/micro-batch-…[/]",
 )
 def run(
     suite: Annotated[
@@ -81,7 +81,7 @@ def run(
     ] = "",
     axis: Annotated[
         list[str] | None,
-        typer.Option("-a", "--axis", help="An axis: batch=1,2,4 or batch=[pow2]1:64."),
+        typer.Option("-a", "--axis", help="An axis: batch=1,2,4 or batch=\\[pow2]1:64."),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Only these contenders: names, ids, @backend, globs.")
@@ -93,6 +93,8 @@ def run(
     mode: Annotated[str, typer.Option(help="Directions: fwd,bwd,fwd_bwd.")] = "",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64.")] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0.")] = "",
+    clock: Annotated[str, typer.Option(help="auto, perf_counter, cuda-events, cuda-graph.")] = "",
+    cache: Annotated[str, typer.Option(help="hot, or cold: caches emptied before.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="The suite's short form.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and stop; imports no torch.")
@@ -116,7 +118,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a suite: verify, measure, and write a report."""
-    from sbnbench import api, console
+    from sbnbench import api, console, views
     from sbnbench.plan import Filters
 
     beyond = fraction(threshold)
@@ -130,13 +132,14 @@ def run(
         skip=split(skip),
         keyword=keyword,
         directions=split([mode]) if mode else (),
+        latency={k: v for k, v in (("clock", clock), ("cache", cache)) if v},
         quick=quick,
         seed=seed,
     )
     plan = api.plan(suite, filters) if suite else api.load(resume or "").plan
     terminal = console.make_console()
     if dry_run:
-        console.show_plan(terminal, plan)
+        views.show_plan(terminal, plan)
         return
     path = resume or out or api.default_path(suite)
     try:
@@ -147,8 +150,9 @@ def run(
     except KeyboardInterrupt:
         _after_interrupt(path)
         raise typer.Exit(INTERRUPTED) from None
-    console.show_results(terminal, found.records, beyond)
-    report = found.report()
+    views.show_results(terminal, found.records, beyond)
+    views.show_overhead(terminal, found.environment.get("timing", {}))
+    report = found.report(threshold=beyond)
     api.export(found, as_json, as_csv)
     terminal.print(f"report: {report}", markup=False)
     raise typer.Exit(_code(found))
@@ -158,6 +162,7 @@ def run(
 def report(
     path: Annotated[Path, typer.Argument(help="A run directory.")],
     out: Annotated[Path | None, typer.Option(help="Where to write the HTML file.")] = None,
+    threshold: Annotated[str, typer.Option(help="Smallest change that counts.")] = THRESHOLD,
     as_markdown: Annotated[
         bool, typer.Option("--md", help="Print a Markdown table instead.")
     ] = False,
@@ -174,14 +179,14 @@ def report(
     if as_markdown:
         from sbnbench_reports import markdown
 
-        typer.echo(markdown.table(found))
+        typer.echo(markdown.table(found, fraction(threshold)))
         return
-    typer.echo(f"report: {found.report(out)}")
+    typer.echo(f"report: {found.report(out, fraction(threshold))}")
 
 
 @app.command(
-    epilog="Examples: [bold]sbnbench gate --against main --suite smoke[/] · "
-    "[bold]sbnbench gate --against HEAD~1 --suite my.toml --threshold 2.5% --strict --md[/] · "
+    epilog="Examples:\n\n[bold]sbnbench gate --against main --suite smoke[/]\n\n"
+    "[bold]sbnbench gate --against HEAD~1 --suite my.toml --threshold 2.5% --strict --md[/]\n\n"
     "[bold]sbnbench gate runs/new --against runs/old[/]",
 )
 def gate(
@@ -219,7 +224,7 @@ def gate(
     ] = 600.0,
 ) -> None:
     """Is any contender slower than it was? Exit 0 no, 1 yes, 3 failures, 4 unclear (--strict)."""
-    from sbnbench import api, console
+    from sbnbench import api, console, views
     from sbnbench.plan import Filters
 
     beyond = fraction(threshold)
@@ -230,23 +235,57 @@ def gate(
     else:
         filters = Filters(
             pairs(axis or []), split(only), split(skip), keyword,
-            split([mode]) if mode else (), quick,
+            split([mode]) if mode else (), quick=quick,
         )  # fmt: skip
         terminal = console.make_console(stderr=True)
         found = api.gate_revision(
-            suite, against, filters, beyond, seconds, timeout, console.gate_progress(terminal)
+            suite, against, filters, beyond, seconds, timeout, views.gate_progress(terminal)
         )
     if as_json:
         typer.echo(api.as_json(found))
     elif as_markdown:
-        typer.echo(console.gate_markdown(found))
+        typer.echo(views.gate_markdown(found))
     else:
-        console.show_gate(console.make_console(), found)
+        views.show_gate(console.make_console(), found)
     raise typer.Exit(found.exit_code(strict))
 
 
 @app.command(
-    epilog="Examples: [bold]sbnbench doctor[/] · "
+    epilog="Examples:\n\n[bold]sbnbench kernels fs --arch sm_90[/]\n\n"
+    "[bold]sbnbench kernels 'fs\\[backward=sampled]' --input synthetic:256x56x56 --batch 256 "
+    "--dtype bfloat16 --gpu h100-sxm[/]"
+)
+def kernels(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="A contender; all with kernels if left out.")
+    ] = "",
+    arch: Annotated[str, typer.Option(help="sm_80, sm_90, sm_100, … (default: sm_90).")] = "",
+    gpu: Annotated[str, typer.Option(help="Predict for a GPU: a100-80gb, h100-sxm, …")] = "",
+    bandwidth: Annotated[
+        float | None, typer.Option(help="Predict at a measured bandwidth, in GB/s.")
+    ] = None,
+    source: Annotated[str, typer.Option("--input", help="synthetic:CxHxW or real:LAYER.")] = (
+        "synthetic:64x56x56"
+    ),
+    batch: Annotated[int, typer.Option(min=1, help="The batch.")] = 32,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    form: Annotated[str, typer.Option("--format", help="contiguous or channels_last.")] = (
+        "contiguous"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
+) -> None:
+    """What a Triton contender will cost on a GPU that is not here: compiled, not run."""
+    from sbnbench import api, console, views
+
+    found = api.kernels(name, source, batch, dtype, form, arch, gpu, bandwidth)
+    if as_json:
+        typer.echo(api.as_json(found))
+    else:
+        views.show_kernels(console.make_console(), found)
+
+
+@app.command(
+    epilog="Examples:\n\n[bold]sbnbench doctor[/]\n\n"
     "[bold]sbnbench doctor --noise --trials 50 --threshold 2.5%[/]"
 )
 def doctor(
@@ -270,25 +309,25 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
     """What is installed, what is available here, and what this machine can decide."""
-    from sbnbench import console, diagnosis
+    from sbnbench import console, diagnosis, views
 
     if noise:
         from sbnbench import api
 
         found_noise = api.noise(
             contender, source, batch, trials, fraction(threshold), seconds, rivals, busy,
-            console.noise_progress(console.make_console(stderr=True)),
+            views.noise_progress(console.make_console(stderr=True)),
         )  # fmt: skip
         if as_json:
             typer.echo(api.as_json(found_noise))
         else:
-            console.show_noise(console.make_console(), found_noise)
+            views.show_noise(console.make_console(), found_noise)
         return
     found = diagnosis.collect()
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        console.show_diagnosis(console.make_console(), found)
+        views.show_diagnosis(console.make_console(), found)
 
 
 def _after_interrupt(path: Path) -> None:

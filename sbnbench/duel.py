@@ -96,12 +96,13 @@ def duel(
     return Duel(record, *decide(record.estimates["ratio"], rule.threshold))
 
 
-def verify(block: Block, worker: Worker, *, timeout: float = DEFAULT_TIMEOUT) -> Record:
-    """Verify the contender of a block and time nothing."""
+def verify(block: Block, worker: Worker, *, timeout: float = DEFAULT_TIMEOUT) -> Duel:
+    """Verify the contender of a block and time nothing: a record without estimates."""
     prepare(worker, [block.workload.source], Observer())
     untimed = msgspec.structs.replace(block, measures=())
     collected = run_block(worker, untimed, block.workload.seed, timeout, Precision())
-    return collected.blank(block.contenders[0], "latency", block.directions[0])
+    record = collected.blank(block.contenders[0], "latency", block.directions[0])
+    return Duel(record, "UNCLEAR", record.reason or "verified, not timed")
 
 
 @contextmanager

@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from sbnbench.nvml import gpus
 
 PACKAGES = ("sbnbench", "torch", "triton", "numpy", "scipy", "matplotlib")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
@@ -73,35 +74,6 @@ def cpu_name() -> str:
     return platform.processor() or "unknown"
 
 
-@cache
-def gpus() -> tuple[list[dict[str, Any]], str]:
-    """The NVIDIA GPUs by NVML, or none and why. Does not touch CUDA."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except ImportError:
-        return [], "nvidia-ml-py is not installed"
-    except Exception as error:  # NVMLError is made at run time; any of them means no GPU
-        return [], f"NVML: {error}"
-    found = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        found.append(
-            {
-                "index": index,
-                "name": _text(pynvml.nvmlDeviceGetName(handle)),
-                "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                "driver": _text(pynvml.nvmlSystemGetDriverVersion()),
-            }
-        )
-    return found, "" if found else "NVML finds no GPU"
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
 def commit() -> str:
     """The commit of the sources in use, `+changes` where they differ from it."""
     here = Path(__file__).resolve().parent
@@ -126,17 +98,19 @@ def _git(folder: Path, *arguments: str) -> str:
 def backends() -> dict[str, str]:
     """Each backend and what is missing for it here; empty where it can be used."""
     no_torch = "" if find_spec("torch") else "torch is not installed"
-    compiler = (
-        ""
-        if shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-        else ("no C++ compiler; install g++ or set CXX")
-    )
     return {
         "eager": no_torch,
         "aten": no_torch,
-        "inductor": no_torch or compiler,
+        "inductor": no_torch or compiler_problem(),
         "triton": no_torch or triton_problem(),
     }
+
+
+def compiler_problem() -> str:
+    """Why Inductor cannot build code for the CPU here; empty where it can."""
+    if shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++"):
+        return ""
+    return "no C++ compiler; install g++ or set CXX"
 
 
 def triton_problem() -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sbnbench.environment import backends, gpus
+from sbnbench.environment import backends
 from sbnbench.errors import UnknownName
 from sbnbench.model import Normalizer
+from sbnbench.nvml import gpus
 from sbnbench.plan import read_suite
 from sbnbench.registry import normalizers
 from sbnbench.suites import suites
 
 MEASURES = {
     "latency": "time of forward, backward and both, in pairs against the baseline",
+    "memory": "most bytes that a call allocates at one time, forward, backward and both",
     "error": "estimated mean and variance against the full batch's and the population's",
 }
 

@@ -1,8 +1,8 @@
 """What the parent and a worker say to each other: one JSON object a line. No torch.
 
 Parent to worker: Task. Worker to parent: Ready once, then per task Spawned, any number of
-Progress, Outcome, Sampled and Errors, at most one Failed, and Ended. A task in turns is answered
-by Prepared for each call, and then by Taken for each Turn, until Enough.
+Progress, Outcome, Sampled and Measured, Spent, at most one Failed, and Ended. A task in turns is
+answered by Prepared for each call, and then by Taken for each Turn, until Enough.
 """
 
 from __future__ import annotations
@@ -78,6 +78,13 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     total: float
 
 
+class Doing(msgspec.Struct, frozen=True, tag=True):
+    """From now on this contender alone is at work; with no name, all of them are. Whoever was at
+    work when a process died or hung is to blame for it."""
+
+    contender: str
+
+
 class Outcome(msgspec.Struct, frozen=True, tag=True):
     """How a contender stood the verification: `ok`, or why it is not timed."""
 
@@ -86,6 +93,18 @@ class Outcome(msgspec.Struct, frozen=True, tag=True):
     reason: str = ""
     facts: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
+
+
+class FloorSampled(msgspec.Struct, frozen=True):
+    """Pairs of a contender's floor, from the same rounds, and what the floor is."""
+
+    time: list[float]
+    baseline: list[float]
+    loops: int
+    read: int
+    written: int
+    known: bool
+    ways: tuple[str, ...]
 
 
 class Sampled(msgspec.Struct, frozen=True, tag=True):
@@ -97,30 +116,51 @@ class Sampled(msgspec.Struct, frozen=True, tag=True):
     baseline: list[float]
     loops: int
     baseline_loops: int
+    clock: str = "perf_counter"
+    floor: FloorSampled | None = None
+    gpu: dict[str, Any] = {}
+    """What `nvml.Watch` saw."""
+    joules: float | None = None
+    """Energy of a call."""
+    remarks: tuple[str, ...] = ()
 
     def divided(self, executions: int) -> Sampled:
         """The same, where each call was this many executions."""
         if executions == 1:
             return self
-        return Sampled(
-            self.contender,
-            self.direction,
-            [t / executions for t in self.time],
-            [t / executions for t in self.baseline],
-            self.loops * executions,
-            self.baseline_loops * executions,
+        baseline = [t / executions for t in self.baseline]
+        floor = self.floor
+        if floor:
+            beside = [t / executions for t in floor.baseline]
+            floor = msgspec.structs.replace(floor, baseline=beside)
+        return msgspec.structs.replace(
+            self,
+            time=[t / executions for t in self.time],
+            baseline=baseline,
+            loops=self.loops * executions,
+            baseline_loops=self.baseline_loops * executions,
+            floor=floor,
+            joules=self.joules and self.joules / executions,
         )
 
 
-class Errors(msgspec.Struct, frozen=True, tag=True):
-    """The estimation error of one contender."""
+class Measured(msgspec.Struct, frozen=True, tag=True):
+    """What a measure other than latency found for one contender."""
 
     contender: str
+    measure: str
+    direction: Direction | None
     status: Status
     reason: str = ""
     estimates: dict[str, Estimate] = {}
     samples: dict[str, list[list[float]]] = {}
     facts: dict[str, Any] = {}
+
+
+class Spent(msgspec.Struct, frozen=True, tag=True):
+    """Seconds that a task spent, by what they went to; `timed` are those inside samples."""
+
+    seconds: dict[str, float]
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -136,5 +176,18 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     code: int
 
 
-Event = Ready | Spawned | Progress | Outcome | Sampled | Errors | Prepared | Taken | Failed | Ended
+Event = (
+    Ready
+    | Spawned
+    | Progress
+    | Doing
+    | Outcome
+    | Sampled
+    | Measured
+    | Spent
+    | Prepared
+    | Taken
+    | Failed
+    | Ended
+)
 """Anything a worker says."""

@@ -20,7 +20,9 @@ Direction = Literal["fwd", "bwd", "fwd_bwd"]
 DIRECTIONS: tuple[Direction, ...] = ("fwd", "bwd", "fwd_bwd")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 FORMATS = ("contiguous", "channels_last")
-MEASURES = ("latency", "error")
+MEASURES = ("latency", "memory", "error")
+PER_DIRECTION = frozenset({"latency", "memory"})
+"""Measures that have a record for each direction."""
 
 Status = Literal[
     "ok",
@@ -199,6 +201,8 @@ class LatencyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Fewest rounds in a process."""
     sample_seconds: float = 0.0004
     """Shortest timed sample; the inner loop is lengthened until a sample lasts this long."""
+    clock: Literal["auto", "perf_counter", "cuda-events", "cuda-graph"] = "auto"
+    cache: Literal["hot", "cold"] = "hot"
 
 
 class ErrorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -256,6 +260,11 @@ class Record(msgspec.Struct, frozen=True):
     latency: estimates `time` (s, context), `ratio` (baseline's time over this one's: above 1 is
     faster than the baseline), `baseline_time`; samples `time` and `baseline` in seconds a call, one
     list a process, pair by pair: the n-th entries of both were taken next to each other.
+    `floor_time` is the time of the fastest copy of the bytes that the contender must move, taken
+    in the same rounds, and `attainable` that time over the contender's: 1 is all that this machine
+    can do. Samples `floor` and `floor_baseline`, round by round like the others. On a GPU `energy`,
+    J a call.
+    memory: estimate `peak_memory` (B), see measure/memory.py.
     error: estimates `mean_batch_median`, `mean_batch_p95`, `var_batch_median`, `var_batch_p95` and
     the same with `population` (see measure/error.py); samples: per draw.
     """

@@ -11,12 +11,12 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 
 from sbnbench import keywords
-from sbnbench.environment import extras, gpus
+from sbnbench.environment import extras
 from sbnbench.errors import SuiteError, Unavailable, UnknownName, UsageError
 from sbnbench.layers import layer_shape
 from sbnbench.model import (
@@ -24,6 +24,7 @@ from sbnbench.model import (
     DTYPES,
     FORMATS,
     MEASURES,
+    PER_DIRECTION,
     Block,
     Contender,
     ErrorOptions,
@@ -32,8 +33,12 @@ from sbnbench.model import (
     Workload,
     parse_number,
 )
+from sbnbench.nvml import gpus
 from sbnbench.registry import make_contender, normalizers, parse_contender
 
+CHOICES = {
+    option: get_args(get_type_hints(LatencyOptions)[option]) for option in ("clock", "cache")
+}
 WORKLOAD_AXES = ("input", "batch", "dtype", "format", "device")
 
 
@@ -61,6 +66,7 @@ class Filters(msgspec.Struct, frozen=True):
     skip: tuple[str, ...] = ()
     keyword: str = ""
     directions: tuple[str, ...] = ()
+    latency: dict[str, str] = {}
     quick: bool = False
     seed: int | None = None
 
@@ -112,6 +118,7 @@ def make_plan(suite: Suite, filters: Filters, name: str) -> Plan:
     for direction in wanted:
         _known("direction", direction, DIRECTIONS, name)
     directions = tuple(d for d in DIRECTIONS if d in wanted)
+    latency = _latency(suite.latency, filters.latency, axes.get("device") or ["cpu"], name)
     contenders = _contenders(suite, axes, filters, name)
     baseline = parse_contender(suite.baseline)
     seed = suite.seed if filters.seed is None else filters.seed
@@ -128,8 +135,8 @@ def make_plan(suite: Suite, filters: Filters, name: str) -> Plan:
                     kept,
                     baseline,
                     measures,
-                    directions if "latency" in measures else (),
-                    suite.latency,
+                    directions if PER_DIRECTION & set(measures) else (),
+                    latency,
                     suite.error,
                 )
             )
@@ -208,6 +215,21 @@ def check_device(device: str, where: str = "--device") -> str:
             "`sbnbench doctor` says what is available"
         )
     return device
+
+
+def _latency(
+    options: LatencyOptions, given: Mapping[str, str], devices: Sequence[str], name: str
+) -> LatencyOptions:
+    """The suite's options under the command line's; Unavailable where a clock is not there."""
+    for key, value in given.items():
+        _known(key, value, CHOICES[key], f"--{key}")
+    options = msgspec.structs.replace(options, **given)
+    if options.clock.startswith("cuda") and not all(d.startswith("cuda") for d in devices):
+        where = "--clock" if "clock" in given else f"{name}: clock"
+        found, why = gpus()
+        wanted = "choose one with --device cuda" if found else f"none is available here ({why})"
+        raise Unavailable(f"{where} {options.clock} times an NVIDIA GPU; {wanted}")
+    return options
 
 
 def _workloads(axes: Mapping[str, list[Any]], seed: int, name: str) -> Iterable[Workload]:

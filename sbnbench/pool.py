@@ -20,6 +20,10 @@ import msgspec
 from sbnbench.errors import SbnbenchError
 from sbnbench.messages import Ended, Enough, Event, Ready, Spawned, Task, Turn
 
+QUIET = {"KINETO_LOG_LEVEL": "99"}
+"""The profiler that counts memory would announce every start."""
+ONE_COMPILER = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+"""One compile process each, and no pool that a fork would tear apart."""
 START_SECONDS = 120.0
 """Importing torch from a cold disk takes up to a minute."""
 
@@ -61,8 +65,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                # one compile process each, and no pool that a fork would tear apart
-                env={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1", **self.environment},
+                env={**QUIET, **os.environ, **ONE_COMPILER, **self.environment},
                 # Ctrl-C is the parent's to handle
                 start_new_session=True,
             )

@@ -114,9 +114,10 @@ def ratio_of(processes: Sequence[Array], level: float = 0.95) -> Estimate:
     return _estimate(processes, level, "1")
 
 
-def location(times: Times, level: float = 0.95) -> Estimate:
-    """Typical time of a call in seconds. Context only: it holds for the minutes it was taken in."""
-    return _estimate(_logs(times), level, "s")
+def location(times: Times, level: float = 0.95, unit: str = "s") -> Estimate:
+    """Typical time of a call in seconds, or of what `unit` says. Context only: it holds for the
+    minutes it was taken in."""
+    return _estimate(_logs(times), level, unit)
 
 
 def centre(x: Array) -> Array:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sbnbench.errors import StoreError
-from sbnbench.model import SCHEMA, Block, Plan, Record
+from sbnbench.model import PER_DIRECTION, SCHEMA, Block, Plan, Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,14 +46,17 @@ class Run:
 
         return pd.DataFrame([flat(record) for record in self.records])
 
-    def report(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write the HTML report, into the run directory by default, and say where it is."""
+    def report(self, path: str | os.PathLike[str] | None = None, threshold: float = 0.05) -> Path:
+        """Write the HTML report, into the run directory by default, and say where it is.
+
+        `threshold` is the smallest relative change that its verdicts count.
+        """
         from sbnbench_reports import html
 
         if path is None and self.path is None:
             raise StoreError("this run has no directory; give report() a path")
         target = Path(path) if path is not None else (self.path or Path()) / REPORT
-        html.write(self, target)
+        html.write(self, target, threshold)
         return target
 
     def _repr_html_(self) -> str:
@@ -72,7 +75,7 @@ def expected(block: Block) -> set[tuple[str, str, str, str]]:
     keys = set()
     for contender in block.contenders:
         for measure in block.measures:
-            for direction in block.directions if measure == "latency" else ("",):
+            for direction in block.directions if measure in PER_DIRECTION else ("",):
                 keys.add((block.id, contender.id, measure, direction))
     return keys
 

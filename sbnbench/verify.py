@@ -9,6 +9,7 @@ backward in float64.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -135,15 +136,19 @@ def distance(got: Tensor | None, right: Tensor | None, moved: Tensor | None = No
     assert right is not None
     if not right.numel():
         return 0.0
-    difference = (got.to(right.device, torch.float64) - right).abs()
+    # In place throughout: a fresh tensor of this size costs more than the arithmetic in it.
+    difference = got.to(right.device, torch.float64, copy=True).sub_(right).abs_()
     others = [d for d in range(right.dim()) if d != 1] if right.dim() > 1 else [0]
     if moved is not None:
         slack = (moved - right).abs()
         slack = slack.amax(others, keepdim=True) if right.dim() > 1 else slack
-        difference = (difference - SLACK * slack).clamp_min(0)
-    scale = right.square().mean(others, keepdim=True).sqrt() + right.abs()
+        difference = difference.sub_(SLACK * slack).clamp_min_(0)
+    rms = torch.linalg.vector_norm(right, dim=others, keepdim=True) / math.sqrt(
+        right.numel() / max(1, right.shape[1] if right.dim() > 1 else 1)
+    )
     # An output that is 0 throughout, such as dx of a constant loss, is held to the smallest RMS.
-    return float((difference / scale.clamp_min(torch.finfo(torch.float32).eps)).max())
+    scale = right.abs().add_(rms).clamp_min_(torch.finfo(torch.float32).eps)
+    return float(difference.div_(scale).max())
 
 
 @contextlib.contextmanager

@@ -8,20 +8,38 @@ OpenMP threads or CUDA must not be forked. Where there is no fork, it serves one
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from time import monotonic
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
-from sbnbench.messages import Ended, Errors, Event, Failed, Outcome, Progress, Ready, Spawned, Task
+from sbnbench.messages import (
+    Doing,
+    Ended,
+    Event,
+    Failed,
+    Measured,
+    Outcome,
+    Progress,
+    Ready,
+    Spawned,
+    Spent,
+    Task,
+)
 from sbnbench.model import Block
+from sbnbench.nvml import Gpu, gpu
+
+if TYPE_CHECKING:
+    from sbnbench.bench import Bench
 
 Send = Callable[[Event], None]
 
@@ -34,6 +52,9 @@ def main() -> int:
     send = sender(channel)
     die_with_parent()
     send(Ready(import_everything()))
+    # What is imported stays: no task need look through it for garbage.
+    gc.collect()
+    gc.freeze()
     decoder = msgspec.json.Decoder(Task)
     for line in sys.stdin.buffer:
         task = decoder.decode(line)
@@ -68,9 +89,11 @@ def sender(channel: BinaryIO) -> Send:
 def import_everything() -> dict[str, Any]:
     """Import what a task needs, and say what torch knows of itself."""
     import torch
+    import torch._inductor  # a second, which the first use of deterministic algorithms would take
 
     import sbnbench.measure.error
     import sbnbench.measure.latency
+    import sbnbench.measure.memory
     import sbnbench.verify  # noqa: F401
 
     return {
@@ -116,8 +139,6 @@ def run_block(task: Task, send: Send) -> None:
     import torch
 
     from sbnbench.bench import set_up
-    from sbnbench.clocks import clock_for
-    from sbnbench.measure import latency
 
     block = task.block
     assert block is not None
@@ -129,6 +150,7 @@ def run_block(task: Task, send: Send) -> None:
     # 11 executions against 10 in every sample: an exact 10 %, however few calls a sample has.
     slow = Fraction(1 + task.slowdown).limit_denominator(100)
     standing = Standing(send)
+    spent = Stopwatch()
     # What is allocated first lies differently from what is allocated last, in every process alike
     # if the order were always the same.
     order = [None, *(c for c in block.contenders if c.id in task.contenders)]
@@ -136,13 +158,16 @@ def run_block(task: Task, send: Send) -> None:
     with torch.no_grad():
         for contender in order:
             if contender is None:
-                baseline = set_up(block.baseline, block.workload, task.seed)
+                with spent("set-up"):
+                    baseline = set_up(block.baseline, block.workload, task.seed)
                 baseline.repeats = slow.denominator
                 continue
             with standing.guard(contender.id):
-                bench = set_up(contender, block.workload, task.seed)
+                with spent("set-up"):
+                    bench = set_up(contender, block.workload, task.seed)
                 if first:
-                    standing.passed(contender.id, examine(bench, task.seed))
+                    with spent("verification"):
+                        standing.passed(contender.id, examine(bench, task.seed))
                 bench.repeats = slow.numerator
                 standing.benches.append(bench)
         if task.turns:
@@ -151,26 +176,40 @@ def run_block(task: Task, send: Send) -> None:
             serve(standing.benches, block, send, sys.stdin.buffer)
             return
         if "latency" in block.measures and standing.benches:
-            clock = clock_for(block.workload.device)
-            for step, direction in enumerate(block.directions):
-                on_time = throttled(send, step, len(block.directions))
-                for sampled in latency.measure(
-                    baseline,
-                    standing.benches,
-                    direction,
-                    block.latency,
-                    clock,
-                    chance,
-                    on_time,
-                ):
-                    send(sampled.divided(slow.denominator))
+            with spent("latency"):
+                timed = measure_latency(
+                    baseline, standing, task, block, chance, send, slow.denominator
+                )
+            # what is inside samples is a part of its own
+            spent.seconds["latency"] -= timed
+            spent.seconds["timed"] = timed
         if first:
-            for bench in standing.benches:
-                with standing.guard(bench.contender.id):
-                    recheck(bench, task.seed)
-            if "error" in block.measures:
-                measure_errors(standing, block, task.seed, send)
+            with spent("verification"):
+                for bench in standing.benches:
+                    with standing.guard(bench.contender.id):
+                        recheck(bench, task.seed)
+            with spent("other measures"):
+                if "memory" in block.measures:
+                    measure_memory(standing, block, send)
+                if "error" in block.measures:
+                    measure_errors(standing, block, task.seed, send)
+    send(Spent(spent.seconds))
     del padding
+
+
+class Stopwatch:
+    """Adds up what goes where: `with stopwatch("verification"): …`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        start = monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + monotonic() - start
 
 
 class Standing:
@@ -186,9 +225,10 @@ class Standing:
         return self
 
     def __enter__(self) -> None:
-        pass
+        self.send(Doing(self.current))
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        self.send(Doing(""))
         if error is None or not isinstance(error, Exception):
             return False
         from sbnbench.failures import classify
@@ -209,6 +249,8 @@ def examine(bench: Any, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     facts: dict[str, Any] = {"verification": check(bench, bench.inputs, seed)}
     notes: tuple[str, ...] = ()
+    if hasattr(bench.op, "compile_seconds"):
+        facts["compile_seconds"] = bench.op.compile_seconds
     if hasattr(bench.op, "describe"):
         facts["sampled_share"], notes = bench.op.describe(tuple(bench.inputs.x.shape))
     return facts, notes
@@ -216,9 +258,73 @@ def examine(bench: Any, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def recheck(bench: Any, seed: int) -> None:
     """Verify again after timing, on inputs that this bench has not seen."""
+    from sbnbench.bench import inputs_of
     from sbnbench.verify import check
 
-    check(bench, bench.inputs.fresh(1), seed + 1)
+    check(bench, inputs_of(bench.contender, bench.inputs.workload, draw=1), seed + 1)
+
+
+def measure_latency(
+    baseline: Bench,
+    standing: Standing,
+    task: Task,
+    block: Block,
+    chance: random.Random,
+    send: Send,
+    executions: int,
+) -> float:
+    """Time every direction, a call being so many executions; the seconds inside samples."""
+    from sbnbench.clocks import clock_for
+    from sbnbench.measure import latency
+
+    device = block.workload.device
+    clock = clock_for(device, block.latency)
+    watched = gpu_of(device)
+    timed = 0.0
+    for step, direction in enumerate(block.directions):
+        on_time = throttled(send, step, len(block.directions))
+        sampled, seconds = latency.measure(
+            baseline,
+            standing.benches,
+            direction,
+            block.latency,
+            clock,
+            chance,
+            on_time,
+            watched,
+            energy=task.process == 0,
+            doing=lambda name: send(Doing(name)),
+        )
+        timed += seconds
+        for found in sampled:
+            send(found.divided(executions))
+    return timed
+
+
+def gpu_of(device: str) -> Gpu | None:
+    """The GPU to watch while a device is timed; none for a CPU, or where NVML has none to give."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    index = torch.device(device).index or 0
+    return gpu(index, str(getattr(properties, "uuid", "")))[0]
+
+
+def measure_memory(standing: Standing, block: Block, send: Send) -> None:
+    from sbnbench.failures import classify
+    from sbnbench.measure.memory import measure_memory as measure
+
+    for bench in standing.benches:
+        for direction in block.directions:
+            name = bench.contender.id
+            try:
+                found = measure(bench, direction)
+            except Exception as error:
+                send(Measured(name, "memory", direction, *classify(error)))
+            else:
+                send(Measured(name, "memory", direction, "ok", estimates=found))
 
 
 def measure_errors(standing: Standing, block: Block, seed: int, send: Send) -> None:
@@ -230,9 +336,9 @@ def measure_errors(standing: Standing, block: Block, seed: int, send: Send) -> N
         try:
             found = measure_error(bench.op, bench.contender, block.workload, block.error, seed)
         except Exception as error:
-            send(Errors(name, *classify(error)))
+            send(Measured(name, "error", None, *classify(error)))
         else:
-            send(Errors(name, "ok", "", *found))
+            send(Measured(name, "error", None, "ok", "", *found))
 
 
 def throttled(send: Send, step: int, steps: int) -> Callable[[float], None]:

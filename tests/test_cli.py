@@ -20,7 +20,7 @@ from sbnbench.store import load
 SUITE = """
 title = "T"
 contenders = ["bn@aten", "fs@eager", "bs@eager", "gn[groups=3]@aten"]
-measures = ["latency", "error"]
+measures = ["latency", "memory", "error"]
 [axes]
 input = ["synthetic:8x6x6"]
 batch = [1, 4]
@@ -57,10 +57,11 @@ def test_a_run_writes_everything(sbnbench: Run, suite: Path, tmp_path: Path) -> 
     assert done.code == 0, done.err
     assert f"report: {out / 'report.html'}" in done.out
     assert "[2/2]" in done.out
+    assert "harness overhead" in done.out
     assert "\x1b" not in done.out  # plain where nobody looks
     run = load(out)
     assert run.missing() == []
-    assert len(run.records) == 2 * 4 * (3 + 1)
+    assert len(run.records) == 2 * 4 * (3 + 3 + 1)
     assert len(json.loads((tmp_path / "r.json").read_text())) == len(run.records)
     with (tmp_path / "r.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(run.records)
@@ -74,9 +75,15 @@ def test_every_record_is_whole(finished: Path) -> None:
         if record.status != "ok":
             assert record.reason
             continue
-        assert record.samples
         assert all(e.unit for e in record.estimates.values())
+        if record.measure == "memory":
+            assert record.estimates["peak_memory"].unit == "B"
+            continue
+        assert record.samples
         if record.measure == "latency":
+            assert record.facts["floor"]["bytes_known"]
+            assert record.estimates["attainable"].low is not None
+            assert record.facts["clock"] == "perf_counter"
             ratio = record.estimates["ratio"]
             assert ratio.low is not None
             assert ratio.high is not None
@@ -85,6 +92,34 @@ def test_every_record_is_whole(finished: Path) -> None:
             assert [len(p) for p in record.samples["time"]] == [
                 len(p) for p in record.samples["baseline"]
             ]
+
+
+def test_what_the_time_went_to_is_in_the_run(finished: Path) -> None:
+    timing = load(finished).environment["timing"]
+    assert 0 < timing["timed"] < timing["total"]
+    assert timing["overhead"] == pytest.approx(1 - timing["timed"] / timing["total"])
+    assert {"set-up", "verification", "latency", "other measures"} <= timing["parts"].keys()
+    samples = sum(
+        sum(
+            sum(times) * loops
+            for name, many in (("time", "loops"), ("baseline", "baseline_loops"))
+            for times, loops in zip(r.samples[name], r.facts[many], strict=True)
+        )
+        for r in load(finished).records
+        if r.measure == "latency" and r.status == "ok"
+    )
+    assert samples < timing["timed"]  # which has the floors' samples too
+
+
+def test_cold_caches_are_an_option(sbnbench: Run, suite: Path, tmp_path: Path) -> None:
+    done = sbnbench(
+        "run", "-s", suite, "--out", tmp_path / "out", "--cache", "cold", "--mode", "fwd",
+        "-a", "batch=4", "--only", "bn",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = load(tmp_path / "out")
+    assert found.plan.blocks[0].latency.cache == "cold"
+    assert all(r.facts["loops"] == [1] * 3 for r in found.records if r.measure == "latency")
 
 
 def test_what_does_not_apply_is_a_record_with_its_reason(finished: Path) -> None:
@@ -161,6 +196,9 @@ BAD: list[tuple[list[str], str]] = [
     (["run", "-s", "smoke", "--device", "tpu"], "unknown device"),
     (["run", "-s", "smoke", "--mode", "back"], "unknown direction"),
     (["run", "-s", "smoke", "-k", "(fs"], "-k"),
+    (["run", "-s", "smoke", "--clock", "cuda-graf"], "did you mean cuda-graph"),
+    (["run", "-s", "smoke", "--clock", "cuda-graph"], "times an NVIDIA GPU"),
+    (["run", "-s", "smoke", "--cache", "lukewarm"], "known: cold, hot"),
     (["run", "-s", "smoke", "--threshold", "lots"], "--threshold"),
     (["run", "-s", "smoke", "--out", "/proc/nothing/here"], "cannot write"),
     (["run", "--resume", "nowhere"], "no run directory"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sbnbench.errors import SuiteError, UsageError
+from sbnbench.errors import SuiteError, Unavailable, UsageError
 from sbnbench.model import Plan
 from sbnbench.plan import Filters, axis_values, make_plan, read_suite
 from sbnbench.suites import suites
@@ -131,9 +131,44 @@ def test_a_misspelt_key_in_a_table_is_named_with_its_table(tmp_path: Path) -> No
 
 def test_every_suite_that_ships_can_be_planned() -> None:
     for name, path in suites().items():
+        if name == "gpu-acceptance":  # needs a GPU and Triton, which this machine may lack
+            assert read_suite(path).contenders
+            continue
         for quick in (False, True):
             made = make_plan(read_suite(path, quick), Filters(quick=quick), name)
             assert made.blocks
+
+
+def test_clock_and_cache_come_from_the_suite_or_the_command_line(tmp_path: Path) -> None:
+    text = SUITE + '[latency]\ncache = "cold"\n'
+    (one, *_) = plan(tmp_path, text).blocks
+    assert (one.latency.clock, one.latency.cache) == ("auto", "cold")
+    (two, *_) = plan(tmp_path, text, latency={"clock": "perf_counter", "cache": "hot"}).blocks
+    assert (two.latency.clock, two.latency.cache) == ("perf_counter", "hot")
+    assert one.id != two.id
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ('[latency]\nclock = "cuda-events"', {}, "suite: clock cuda-events times an NVIDIA GPU"),
+        ("", {"clock": "cuda-graph"}, "--clock cuda-graph times an NVIDIA GPU; none is available"),
+    ],
+)
+def test_a_clock_that_is_not_there(
+    tmp_path: Path, text: str, given: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sbnbench.plan.gpus", lambda: ([], "no driver"))
+    with pytest.raises(Unavailable, match=message):
+        plan(tmp_path, SUITE + text, latency=given)
+
+
+def test_a_gpu_clock_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbnbench.plan.gpus", lambda: ([{"index": 0}], ""))
+    made = plan(tmp_path, latency={"clock": "cuda-graph"}, axes={"device": "cuda"})
+    assert made.blocks[0].latency.clock == "cuda-graph"
+    with pytest.raises(Unavailable, match="choose one with --device cuda"):
+        plan(tmp_path, latency={"clock": "cuda-graph"})
 
 
 def test_the_micro_batch_suite_covers_what_it_promises() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,31 +13,19 @@ import pytest
 
 from sbnbench.store import load
 
-PROJECT = """\
-[project]
-name = "sbn-rms"
-version = "1.0"
-[project.entry-points."sbnbench.normalizers"]
-rms = "sbn_rms:NORMALIZER"
-"""
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
-MODULE = """\
-from sbnbench import Normalizer, Param
-class Rms:
-    def __init__(self, eps): self.eps = eps
-    def forward(self, x, weight, bias, state):
-        axes = [0, *range(2, x.ndim)]
-        weight, bias = (t.view(-1, *[1] * (x.ndim - 2)) for t in (weight, bias))
-        scale = (x.square().mean(axes, keepdim=True) + self.eps).rsqrt()
-        return x * scale * weight + bias, (x * scale, scale, weight, axes)
-    def backward(self, dy, saved):
-        xhat, scale, weight, axes = saved
-        g = dy * weight
-        dx = scale * (g - xhat * (g * xhat).mean(axes, keepdim=True))
-        return dx, (dy * xhat).sum(axes), dy.sum(axes)
-NORMALIZER = Normalizer("rms", "RMS of a channel", "γx/√(mean x²+ε)+b", "this test",
-    {"eager": "sbn_rms:Rms"}, (Param("eps", "float", 1e-5, "ε"),))
-"""
+
+def block(name: str) -> str:
+    """The file of this name in CONTRIBUTING.md."""
+    found = re.search(
+        rf"^```\w+ {re.escape(name)}\n(.*?)^```$", CONTRIBUTING.read_text(), re.M | re.S
+    )
+    assert found, name
+    return found[1]
+
+
+PROJECT, MODULE = block("pyproject.toml"), block("sbn_rms.py")
 
 SUITE = """
 title = "With a plug-in"

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache, wraps
 
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ SEEDS = 1 << 63
 """Seeds are taken modulo this."""
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 _TAG = torch.Tag.cudagraph_unsafe
 
@@ -124,7 +125,8 @@ def _corners(
     seed: int, step: int, rows: int, room: tuple[int, ...], device: torch.device, shared: bool
 ) -> Tensor:
     index, offset = divmod(step, BLOCK)
-    return _corner_block(seed, index, 1 if shared else rows, room, device)[offset].expand(rows, -1)
+    drawn = _corner_block(seed, index, 1 if shared else rows, room, device)[offset]
+    return drawn.expand(rows, -1) if shared else drawn
 
 
 def _elements(seed: int, step: int, total: int, count: int, device: torch.device) -> Tensor:
@@ -138,15 +140,15 @@ def _noise(seed: int, step: int, shape: tuple[int, ...], device: torch.device) -
     return torch.randn(shape, generator=generator, device=device)
 
 
-def kept(size: int) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
+def kept(size: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Keeps a function's last `size` results, but none made under a transform of torch.func or a
     dispatch mode such as FakeTensorMode: such tensors mean nothing outside it."""
 
-    def decorate(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    def decorate(make: Callable[P, R]) -> Callable[P, R]:
         remembered = lru_cache(maxsize=size)(make)
 
         @wraps(make)
-        def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
             within = torch._C._are_functorch_transforms_active() or _get_current_dispatch_mode()
             return make(*args, **kwargs) if within else remembered(*args, **kwargs)  # type: ignore[arg-type]
 
@@ -167,10 +169,10 @@ def _starts(seed: int, index: int, room: int) -> list[int]:
 @kept(128)
 def _corner_block(
     seed: int, index: int, rows: int, room: tuple[int, ...], device: torch.device
-) -> Tensor:
+) -> tuple[Tensor, ...]:
     limits = np.array(room, dtype=np.int64) + 1
     draws = _generator(seed, index).integers(0, limits, size=(BLOCK, rows, len(room)))
-    return torch.from_numpy(draws).to(device)
+    return torch.from_numpy(draws).to(device).unbind()
 
 
 @kept(16)

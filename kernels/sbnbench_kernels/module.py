@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, Literal, get_args
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -26,6 +27,10 @@ _EXTRA = "extra_"
 COLLAPSED = 1e-3
 """A sampled variance under this share of the running variance counts as collapsed."""
 
+TRACEABLE = ("eager", "aten")
+"""Backends whose ops a compiler can trace. In the place of others it gets the eager op, which
+computes the same, and makes its own kernels from it."""
+
 CHECKED_EVERY = 256
 """Training steps between two looks for a collapsed sample."""
 
@@ -45,7 +50,8 @@ class Norm(_BatchNorm):
     they see more of the data; with "same" all draw alike.
 
     torch.compile takes it without graph breaks and compiles once for all steps, torch.export in
-    eval(); transforms of torch.func go through the forward, where BatchNorm lets them.
+    eval(); transforms of torch.func go through the forward, where BatchNorm lets them. All three
+    trace the eager op where the backend's own are hand-written or compiled already.
 
     Where a sample collapses, that is sees a variance far under the running one as a constant
     border gives it, the op divides by nearly √ε and the output is that much larger; training
@@ -97,6 +103,7 @@ class Norm(_BatchNorm):
         self.ranks = ranks
         self.num_virtual = int(algorithm.resolve(params).get("num_virtual", 0))
         self._op: Op = build(self.contender)
+        self._traceable: Op = self._op if backend in TRACEABLE else build(_eager(self.contender))
         self._learned: tuple[str, ...] = ()
         if hasattr(self._op, "parameters"):
             self._extend(self._op, device, dtype)
@@ -195,8 +202,9 @@ class Norm(_BatchNorm):
         if torch._C._are_functorch_transforms_active():
             return self._transformed(state, x)
         learned = [self._parameters[_EXTRA + name] for name in self._learned]
+        op = self._traceable if torch.compiler.is_compiling() else self._op
         y: Tensor = _Apply.apply(  # type: ignore[no-untyped-call]
-            self._op, state, x, self.weight, self.bias, self._learned, *learned
+            op, state, x, self.weight, self.bias, self._learned, *learned
         )
         return y
 
@@ -207,7 +215,7 @@ class Norm(_BatchNorm):
                 f"{self.contender.id}: its backward is not the derivative of its forward, which "
                 "torch.func would take; set backward=exact"
             )
-        return self._op.forward(x, self.weight, self.bias, state)[0]
+        return self._traceable.forward(x, self.weight, self.bias, state)[0]
 
     def _state(self) -> State:
         extra = {
@@ -264,6 +272,10 @@ class Norm(_BatchNorm):
                 self.register_buffer(name, torch.empty_like(value))
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.follow()
+
+
+def _eager(contender: Contender) -> Contender:
+    return msgspec.structs.replace(contender, backend="eager")
 
 
 class _Apply(torch.autograd.Function):

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sbnbench_kernels import draws
-from sbnbench_kernels.shares import patch_of, rows_of
+from sbnbench_kernels import draws, shares
+from sbnbench_kernels.shares import rows_of
 
 __all__ = [
     "Box",
@@ -40,6 +40,12 @@ class Box(NamedTuple):
     def size(self) -> int:
         """s: values a channel."""
         return self.count * math.prod(self.patch)
+
+
+def patch_of(ratio: float, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """As in `shares`, where a compiler warns that it passes the cache by."""
+    wanted = shares.patch_of
+    return (wanted.__wrapped__ if torch.compiler.is_compiling() else wanted)(ratio, spatial)
 
 
 def draw_rows(batch: int, ratio: float, seed: int, step: int) -> Box:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from sbnbench.errors import NotApplicable
 
@@ -12,6 +13,7 @@ def rows_of(ratio: float, batch: int) -> int:
     return max(1, round(ratio * batch))
 
 
+@lru_cache(maxsize=256)
 def patch_of(ratio: float, spatial: tuple[int, ...]) -> tuple[int, ...]:
     """The patch whose share of the map is nearest to `ratio` (in log), as square as it can be.
 

@@ -98,6 +98,7 @@ def verdict_rows(
             "ratio": _cell(ratio, times),
             "interval": _interval_cell(ratio),
             "time": _cell(record.estimates.get("time"), units.seconds),
+            "attainable": _cell(record.estimates.get("attainable"), units.percent),
             "pairs": _pairs(record),
         }
         rows.append(_row(record, verdict, remark, labels, cells))

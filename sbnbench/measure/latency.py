@@ -1,24 +1,55 @@
 """Latency by adjacent, randomly ordered pairs.
 
-In each round every contender executes next to an execution of the baseline, in an order drawn at
-random. A pair lies within milliseconds, so the drift of the machine, tens of per cent within
-seconds, mostly cancels in its ratio. docs/how-the-numbers-are-made.md has the reasons.
+In each round every contender, and every floor, executes next to an execution of the baseline, in an
+order drawn at random; every second round mirrors the one before. A pair lies within milliseconds,
+so the drift of the machine, tens of per cent within seconds, mostly cancels in its ratio.
+docs/how-the-numbers-are-made.md has the reasons.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from random import Random
 from time import monotonic
 
-from sbnbench.bench import Bench
-from sbnbench.clocks import Clock
+from sbnbench.bench import Bench, going_round
+from sbnbench.clocks import Call, Clock, settle
+from sbnbench.failures import classify
+from sbnbench.floor import Floors, Traffic, traffic_of
+from sbnbench.measure.energy import joules_a_call
 from sbnbench.measure.order import chance_order
-from sbnbench.messages import Sampled
+from sbnbench.messages import FloorSampled, Sampled
 from sbnbench.model import Direction, LatencyOptions
+from sbnbench.nvml import Gpu, Watch
 from sbnbench.stopping import calibrate
+
+TRIALS = 3
+"""Samples of which the shortest decides between two ways to make a floor."""
+
+
+@dataclass(eq=False)
+class Entrant:
+    """A call that is timed in every round, next to the baseline."""
+
+    call: Call
+    loops: int
+    time: list[float] = field(default_factory=list)
+    baseline: list[float] = field(default_factory=list)
+
+    def pair(self, clock: Clock, against: Entrant, first: bool) -> None:
+        """Time this call and the baseline's; `first` tells whether this one comes first."""
+        if first:
+            self.time.append(clock.time(self.call, self.loops))
+        self.baseline.append(clock.time(against.call, against.loops))
+        if not first:
+            self.time.append(clock.time(self.call, self.loops))
+
+    def seconds(self, against: Entrant) -> float:
+        """Time spent inside samples."""
+        return sum(self.time) * self.loops + sum(self.baseline) * against.loops
 
 
 def measure(
@@ -29,56 +60,123 @@ def measure(
     clock: Clock,
     random: Random,
     on_time: Callable[[float], None] = lambda fraction: None,
-) -> list[Sampled]:
-    """The pairs that one process takes in its share of `options.seconds`.
+    gpu: Gpu | None = None,
+    energy: bool = False,
+    doing: Callable[[str], None] = lambda contender: None,
+) -> tuple[list[Sampled], float]:
+    """The pairs that one process takes in its share of `options.seconds`, and the seconds that it
+    spent inside samples.
 
     At least `min_rounds` rounds are made however long they last, so that slow contenders
-    have an interval too.
+    have an interval too. With `energy` the joules of a call are taken too, where the GPU counts.
+    `doing` hears which contender is warming up alone, where a crash or a hang would show first.
     """
-    against = baseline.call(direction)
-    calls = [bench.call(direction) for bench in benches]
+    device = baseline.inputs.workload.device
+    calls = [bench.call(direction) for bench in (baseline, *benches)]
+    clock, reason = settle(clock, calls, device)
     with quiet():
-        against_loops = _loops(clock, against, options)
-        loops = [_loops(clock, call, options) for call in calls]
-        times: list[list[float]] = [[] for _ in benches]
-        partners: list[list[float]] = [[] for _ in benches]
-        order = chance_order(random, len(benches))
+        entrants = []
+        for bench in (baseline, *benches):
+            doing("" if bench is baseline else bench.contender.id)
+            sets = clock.sets(bench.size)
+            entrants.append(_entrant(clock, bench.calls(direction, sets), sets, options))
+        doing("")
+        against = entrants.pop(0)
+        floors, problem = _floors(clock, benches, direction, options)
+        everyone = [*entrants, *dict.fromkeys(floor.entrant for floor in floors)]
+        watch = Watch(gpu)
         share = options.seconds / options.processes
         start = monotonic()
-        rounds = 0
-        while rounds < options.min_rounds or monotonic() - start < share:
-            for index, baseline_first in next(order):
-                if baseline_first:
-                    partner = clock.time(against, against_loops)
-                    own = clock.time(calls[index], loops[index])
-                else:
-                    own = clock.time(calls[index], loops[index])
-                    partner = clock.time(against, against_loops)
-                times[index].append(own)
-                partners[index].append(partner)
-            rounds += 1
+        for rounds, order in enumerate(chance_order(random, len(everyone))):
+            if rounds >= options.min_rounds and monotonic() - start >= share:
+                break
+            for index, first in order:
+                everyone[index].pair(clock, against, first)
+            watch.round()
             on_time(min(1.0, (monotonic() - start) / share))
-    return [
-        Sampled(b.contender.id, direction, t, p, n, against_loops)
-        for b, t, p, n in zip(benches, times, partners, loops, strict=True)
+        seen = watch.facts()
+        joules = [joules_a_call(gpu, e.call, e.loops, device) if energy else None for e in entrants]
+    remarks = tuple(filter(None, (reason, problem)))
+    sampled = [
+        Sampled(
+            bench.contender.id,
+            direction,
+            entrant.time,
+            entrant.baseline,
+            entrant.loops,
+            against.loops,
+            clock.name,
+            floors[i].sampled() if floors else None,
+            seen,
+            joules[i],
+            tuple(filter(None, (*remarks, clock.remark(entrant.call)))),
+        )
+        for i, (bench, entrant) in enumerate(zip(benches, entrants, strict=True))
     ]
+    return sampled, sum(e.seconds(against) for e in everyone)
 
 
-def _loops(clock: Clock, call: Callable[[], object], options: LatencyOptions) -> int:
-    """Calls in a sample, so that it lasts `sample_seconds`; warms the call up on the way."""
-    return calibrate(
-        lambda loops: clock.time(call, loops) * loops, options.sample_seconds, clock.resolution
+@dataclass
+class _Floor:
+    traffic: Traffic
+    ways: tuple[str, ...]
+    entrant: Entrant
+
+    def sampled(self) -> FloorSampled:
+        e, t = self.entrant, self.traffic
+        return FloorSampled(e.time, e.baseline, e.loops, t.read, t.written, t.known, self.ways)
+
+
+def _floors(
+    clock: Clock, benches: Sequence[Bench], direction: Direction, options: LatencyOptions
+) -> tuple[list[_Floor], str]:
+    """A floor for each bench, the same one where the bytes are the same; or none, and why."""
+    device = benches[0].inputs.workload.device
+
+    def shortest(call: Call) -> float:
+        loops = _loops(clock, call, options)
+        return min(clock.time(call, loops) for _ in range(TRIALS))
+
+    try:
+        wanted = [traffic_of(b.contender, b.inputs, direction) for b in benches]
+        floors = Floors(wanted, device, shortest)
+        smallest = min(t.read + t.written for t in wanted)
+        copies = [floors, *(floors.again() for _ in range(clock.sets(smallest) - 1))]
+        made = {}
+        for traffic in dict.fromkeys(wanted):
+            call = going_round([f.call(traffic) for f in copies])
+            made[traffic] = _Floor(
+                traffic, floors.ways(traffic), _entrant(clock, call, len(copies), options)
+            )
+    except Exception as error:  # such as no memory left for it: the contenders are timed anyway
+        return [], f"no floor was timed: {classify(error)[1]}"
+    return [made[traffic] for traffic in wanted], ""
+
+
+def _entrant(clock: Clock, call: Call, sets: int, options: LatencyOptions) -> Entrant:
+    return Entrant(call, _loops(clock, call, options, sets))
+
+
+def _loops(clock: Clock, call: Call, options: LatencyOptions, sets: int = 1) -> int:
+    """Calls in a sample, so that it lasts `sample_seconds` and goes round all `sets` of buffers;
+    warms the call up on the way."""
+    if clock.single:
+        for _ in range(TRIALS):
+            clock.time(call, 1)
+        return 1
+    return sets * calibrate(
+        lambda turns: clock.time(call, turns * sets) * turns * sets,
+        options.sample_seconds,
+        clock.resolution,
     )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No garbage collection inside, and none of what was alive before afterwards."""
+    """No garbage collection inside."""
     gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
-        gc.unfreeze()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from sbnbench.model import Normalizer, Param
-from sbnbench_kernels.catalog.common import EPS
+from sbnbench_kernels.catalog.common import EAGER_ALONE, EPS
 
 _EAGER = "sbnbench_kernels.eager"
-_NO_ATEN = {"aten": "PyTorch has no fused operator for it"}
 
 NORMALIZERS: tuple[Normalizer, ...] = (
     Normalizer(
@@ -28,7 +27,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "(eager.weight_standardization.Centralized). Its backward is the paper's and not the "
             "derivative of its forward. The authors train with momentum=0.02."
         ),
-        without=_NO_ATEN,
+        without=EAGER_ALONE,
     ),
     Normalizer(
         name="online",
@@ -54,7 +53,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "Its backward is the paper's control process and not the derivative of its forward. "
             "Runs with a batch of one; the layer's momentum is not used."
         ),
-        without=_NO_ATEN,
+        without=EAGER_ALONE,
     ),
     Normalizer(
         name="cbn",
@@ -72,7 +71,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "eager.cbn.watch(conv, norm) gives it the weights before it; without them it averages "
             "uncorrected. eval() is bn's."
         ),
-        without=_NO_ATEN,
+        without=EAGER_ALONE,
     ),
     Normalizer(
         name="kn",
@@ -89,7 +88,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "eager.kalman.chain(norms) joins layers; alone it is bn. The prediction is constant to "
             "the gradient here. eval() is bn's."
         ),
-        without=_NO_ATEN,
+        without=EAGER_ALONE,
     ),
     Normalizer(
         name="vbn",
@@ -106,7 +105,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "Append the same samples of the data set to every training batch; eval() keeps their "
             "last statistics and takes none."
         ),
-        without=_NO_ATEN,
+        without=EAGER_ALONE,
     ),
     Normalizer(
         name="ws",

@@ -25,3 +25,10 @@ BACKWARD = Param(
     "detached: statistics taken as constants",
     choices=("exact", "sampled", "detached"),
 )
+
+NO_ATEN = {"aten": "PyTorch has no fused operator for it"}
+EAGER_ALONE = {
+    **NO_ATEN,
+    "inductor": "what it carries from call to call steers the next one on the host",
+    "triton": "what it carries from call to call steers the next one on the host",
+}

@@ -64,7 +64,7 @@ class GroupNorm:
         grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
         dims = list(range(2, grouped.dim()))
         mean = grouped.mean(dims, keepdim=True, dtype=accumulator(x))
-        var = (grouped - mean).square_().mean(dims)
+        var = (grouped - mean).pow_(2).mean(dims)
         mean, rstd = mean.reshape(var.shape), torch.rsqrt(var + self.eps)
         scale = _spread(rstd, x)
         if weight is not None:

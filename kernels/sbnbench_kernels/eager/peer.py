@@ -47,7 +47,7 @@ def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         x = x.to(accumulator(x))
         return x, torch.zeros_like(x)
     mean = x.mean(dims, dtype=accumulator(x), keepdim=True)
-    var = (x - mean).square_().mean(dims)
+    var = (x - mean).pow_(2).mean(dims)
     return mean.reshape(var.shape), var
 
 

@@ -18,7 +18,7 @@ Backward, z = (x−μ_B)/σ_B:  dx = r/σ_B · (g − mean g − z·mean(g z)), 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,8 @@ class _Saved(NamedTuple):
 class BatchRenorm(BatchPeer):
     """`brn`. rmax, dmax: the final limits; steps: length of the schedule, 0 for none."""
 
+    exact_gradient = False  # r and d are constants to it
+
     def __init__(
         self, eps: float = 1e-5, rmax: float = 3.0, dmax: float = 5.0, steps: int = 40_000
     ) -> None:
@@ -76,7 +78,7 @@ class BatchRenorm(BatchPeer):
             running_mean.to(std.dtype),
             (running_var.to(std.dtype) + self.eps).sqrt(),
         )
-        rmax, dmax = limits(state.step, self.steps, self.rmax, self.dmax)
+        rmax, dmax = self._limits(state)
         r = (std.detach() / old_std).clamp(1 / rmax, rmax)
         d = ((mean.detach() - old_mean) / old_std).clamp(-dmax, dmax)
         if state.training:
@@ -87,6 +89,10 @@ class BatchRenorm(BatchPeer):
         # x̂ = r/σ_B · (x − (μ_B − d·σ_B/r))
         y = scales.apply(x, mean - d * std / r, r / std)
         return y, _Saved(x, scales, mean, 1 / std, r, d)
+
+    def _limits(self, state: State) -> tuple[Any, Any]:
+        """r_max and d_max of this step."""
+        return limits(state.step, self.steps, self.rmax, self.dmax)
 
     def _gradients(self, dy: Tensor, saved: _Saved) -> Gradients:
         x, scales, mean, rstd, r, d = saved

@@ -258,7 +258,7 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance a channel, in two passes."""
     dims = [d for d in range(values.dim()) if d != 1]
     mean = values.mean(dims, dtype=accumulator(values))
-    return mean, (values - column(mean, values)).square_().mean(dims)
+    return mean, (values - column(mean, values)).pow_(2).mean(dims)
 
 
 def _sums(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Explicit forwards and backwards, compiled by Inductor."""

@@ -1,0 +1,123 @@
+"""A pure function compiled by Inductor, once for each layout of its arguments.
+
+The function is traced to ATen and handed to Inductor directly. What torch.compile would add around
+the generated code, guards over every argument and the wrappers of autograd, costs more than the
+normalization of a small tensor; here the layouts of the arguments are the only guard. There is no
+recompile limit that could be hit, and nothing ever falls back to eager code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbnbench.environment import compiler_problem
+from sbnbench.errors import Unavailable
+
+Program = Callable[[list[Tensor]], Sequence[Any]]
+"""Compiled code: takes the arguments that are not None in a list, which it empties, and gives the
+function's outputs in order."""
+
+Layout = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
+
+
+def layout(t: Tensor | None) -> Layout | None:
+    """What compiled code depends on: sizes, strides, dtype, device; not values or the offset."""
+    return None if t is None else (t.shape, t.stride(), t.dtype, t.device)
+
+
+class Compiled:
+    """Mixin of ops: their programs by key, and what compiling took."""
+
+    def __init__(self, *args: Any, **params: Any) -> None:
+        super().__init__(*args, **params)
+        self.programs: dict[Hashable, Any] = {}
+        self.compile_seconds = 0.0
+
+    def compile(
+        self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor | None]
+    ) -> Program:
+        """The program of `function` for arguments laid out as these.
+
+        `function` is pure but for changes of its arguments in place, and gives tensors. Unavailable
+        where code for the device cannot be built on this machine.
+        """
+        start = perf_counter()
+        present = [a is not None for a in arguments]
+
+        def only_tensors(*tensors: Tensor) -> Sequence[Tensor]:
+            left = iter(tensors)
+            return function(*(next(left) if here else None for here in present))
+
+        program = compile_program(only_tensors, [a for a in arguments if a is not None])
+        self.compile_seconds += perf_counter() - start
+        return program
+
+
+def compile_program(
+    function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]
+) -> Program:
+    """`function` for tensors laid out as `arguments`."""
+    on_cpu = all(t.device.type == "cpu" for t in arguments)
+    problem = compiler_problem() if on_cpu else ""
+    if problem:
+        raise Unavailable(f"inductor: {problem}")
+    # Code must not depend on a mode that a caller happens to be in, such as verification's.
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        with torch.no_grad():
+            return _lower(function, arguments)
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> Program:
+    from torch._inductor import config
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    settings = {
+        "size_asserts": False,  # the layout has been compared
+        "scalar_asserts": False,
+        "assert_indirect_indexing": False,  # positions are our own
+        "fx_graph_cache": True,
+        "cpp.threads": torch.get_num_threads(),  # in the generated code, so in the cache's key too
+    }
+    with FakeTensorMode():
+        # Fresh tensors of the same layout: the offset of a view is not part of it.
+        examples = [
+            torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
+            for t in arguments
+        ]
+        pure = torch.func.functionalize(function, remove="mutations")
+        graph = make_fx(pure, decomposition_table=select_decomp_table())(*examples)
+    with config.patch(settings):
+        try:
+            from torch._inductor.compile_fx import compile_fx_inner
+
+            made: Any = compile_fx_inner(graph, examples)
+            program: Program = made.current_callable
+            return program
+        except (ImportError, AttributeError, TypeError):
+            # Another torch has its inner parts elsewhere: the same code behind the public door.
+            return _public(graph)
+
+
+def _public(graph: torch.fx.GraphModule) -> Program:
+    """By torch.compile, at the first call. The graph is this one program's: its guards always hold,
+    and if they did not, an error would say so."""
+    whole = torch.compile(graph, fullgraph=True, dynamic=False)
+
+    def program(given: list[Tensor]) -> Sequence[Any]:
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=8):
+            found: Sequence[Any] = whole(*given)
+            return found
+
+    return program

@@ -1,0 +1,106 @@
+"""Parts of a tensor inside compiled code, where they lie given by tensors.
+
+A position that were a number would be compiled in. So a part is split into its form, which is
+compiled in, and a tensor that says where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sbnbench_kernels.samplers import Elements, Sample, Share
+
+
+class Form(NamedTuple):
+    """A share without its position. `patch` None: single elements; `count` rows else, of which
+    the whole map where `patch` is empty."""
+
+    weight: float
+    size: int
+    stands_for: int
+    whole: bool
+    start: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
+    patch: tuple[int, ...] | None
+
+    def take(self, t: Tensor, where: Tensor | None) -> Tensor:
+        """The part's values, channels in dimension 1."""
+        if self.whole:
+            return t
+        assert where is not None
+        if self.patch is None:
+            row, *place = torch.unravel_index(where, (t.shape[0], *t.shape[2:]))
+            return _index(t, [row, None, *place])
+        rows = torch.arange(self.count, device=t.device)
+        if not self.patch:
+            return _index(t, [rows + where])
+        windows = t
+        for dim, size in enumerate(self.patch, start=2):
+            windows = windows.unfold(dim, size, 1)
+        taken = _index(windows, [rows + self.start, None, *where.unbind(1)])
+        if t.stride(1) < t.stride(-1):  # no copy: it says in what order the sums go
+            return taken.movedim(1, -1).contiguous().movedim(-1, 1)
+        return taken
+
+    def mask(self, t: Tensor, where: Tensor | None) -> Tensor:
+        """Where t is inside the part: bool, (N, 1, *spatial)."""
+        assert where is not None
+        shape = (t.shape[0], 1, *t.shape[2:])
+        if self.patch is None:
+            flat = torch.zeros(shape, dtype=torch.bool, device=t.device).view(-1)
+            return flat.index_fill(0, where, True).view(shape)
+        row = _along(t, 0)
+        if not self.patch:
+            return (row >= where) & (row < where + self.count)
+        inside = (row >= self.start) & (row < self.start + self.count)
+        missing = t.shape[0] - self.start - self.count
+        where = torch.nn.functional.pad(where, (0, 0, self.start, missing))
+        for axis, size in enumerate(self.patch):
+            place, corner = _along(t, 2 + axis), where[:, axis].view(-1, *(1,) * (t.dim() - 1))
+            inside = inside & (place >= corner) & (place < corner + size)
+        return inside
+
+
+def form_of(share: Share, batch: int) -> Form:
+    """What is compiled in."""
+    part = share.part
+    common = (share.weight, share.size, share.stands_for, share.is_whole(batch))
+    if isinstance(part, Elements):
+        return Form(*common, 0, 0, None)
+    if part.corners is None:
+        return Form(*common, 0, part.count, ())
+    return Form(*common, part.start, part.count, part.patch)
+
+
+def positions_of(sample: Sample, x: Tensor) -> Iterator[Tensor]:
+    """What is handed over: a tensor for each share that is not everything."""
+    for share in sample:
+        part = share.part
+        if isinstance(part, Elements):
+            yield part.positions
+        elif part.corners is not None:
+            yield part.corners
+        elif part.count != x.shape[0]:
+            yield _numbers(x.shape[0], x.device)[part.start]
+
+
+def _along(t: Tensor, dim: int) -> Tensor:
+    shape = [1] * t.dim()
+    shape[dim] = t.shape[dim]
+    return torch.arange(t.shape[dim], device=t.device).view(shape)
+
+
+def _index(t: Tensor, indices: list[Tensor | None]) -> Tensor:
+    taken: Tensor = torch.ops.aten._unsafe_index(t, indices)
+    return taken
+
+
+@lru_cache(maxsize=64)
+def _numbers(count: int, device: torch.device) -> tuple[Tensor, ...]:
+    """0 … count−1, each on the device."""
+    return torch.arange(count, device=device).unbind()

@@ -1,0 +1,174 @@
+"""The engine on a fake clock: who is timed next to whom, how often, and with what."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sbnbench import floor
+from sbnbench.bench import Bench, set_up
+from sbnbench.measure import latency
+from sbnbench.measure.latency import measure
+from sbnbench.model import LatencyOptions, Workload
+from sbnbench.nvml import Gpu
+from sbnbench.registry import parse_contender
+
+WORKLOAD = Workload("synthetic", 2, 4, (4, 4))
+OPTIONS = LatencyOptions(seconds=1e-9, min_rounds=6)
+SECONDS = {"bn@aten": 1.0, "bn@eager": 4.0, "fs@eager": 2.0}
+FLOOR = 0.5
+
+
+class FakeClock:
+    """A call takes the seconds that SECONDS give its bench, anything else FLOOR."""
+
+    name = "fake"
+    resolution = 1e-9
+    single = False
+
+    def __init__(self, benches: list[Bench], sets: int = 1) -> None:
+        self.known: dict[int, str] = {}
+        self.order: list[str] = []
+        self.made = sets
+        for bench in benches:
+            bench.call = self._named(bench)  # type: ignore[method-assign]
+
+    def _named(self, bench: Bench) -> Callable[..., Any]:
+        def call(direction: str) -> Callable[[], object]:
+            def run() -> None:
+                pass
+
+            run.of = bench.contender.id  # type: ignore[attr-defined]
+            return run
+
+        return call
+
+    def time(self, call: Any, loops: int) -> float:
+        name = getattr(call, "of", "floor")
+        self.order.append(name)
+        return SECONDS.get(name, FLOOR)
+
+    def sets(self, size: int) -> int:
+        return self.made
+
+    def remark(self, call: Any) -> str:
+        return f"about {call.of}" if getattr(call, "of", "") == "fs@eager" else ""
+
+
+def benches(*names: str) -> list[Bench]:
+    return [set_up(parse_contender(name), WORKLOAD, 0) for name in names]
+
+
+def run(*names: str, clock: Any = None, gpu: Any = None, energy: bool = False) -> Any:
+    baseline, *others = made = benches("bn@aten", *names)
+    used = clock or FakeClock(made)
+    found = measure(
+        baseline, others, "fwd", OPTIONS, used, random.Random(1), gpu=gpu, energy=energy
+    )
+    return used, *found
+
+
+def test_every_entrant_is_timed_next_to_the_baseline_in_every_round() -> None:
+    clock, sampled, _ = run("bn@eager", "fs@eager")
+    assert [s.contender for s in sampled] == ["bn@eager", "fs@eager"]
+    for s in sampled:
+        assert s.time == [SECONDS[s.contender]] * 6
+        assert s.baseline == [1.0] * 6
+        assert s.floor is not None
+        assert s.floor.time == [FLOOR] * 6
+        assert s.floor.baseline == [1.0] * 6
+    entrants = 2 + 2  # bn and fs read different shares of x
+    rounds = clock.order[-6 * entrants * 2 :]
+    pairs = list(zip(rounds[::2], rounds[1::2], strict=True))
+    assert all("bn@aten" in pair and pair != ("bn@aten", "bn@aten") for pair in pairs)
+
+
+def test_contenders_that_move_the_same_bytes_share_a_floor() -> None:
+    clock, sampled, _ = run("bn@eager", "bn@eager")
+    assert sampled[0].floor == sampled[1].floor
+    assert clock.order[-6 * 3 * 2 :].count("floor") == 6
+
+
+def test_seconds_inside_samples_count_floors_once() -> None:
+    _, sampled, timed = run("bn@eager", "bn@eager")
+    assert all(s.loops == s.baseline_loops == 1 for s in sampled)
+    assert timed == pytest.approx(6 * (2 * (4.0 + 1.0) + (FLOOR + 1.0)))
+
+
+def test_remarks_of_the_clock_go_to_whom_they_concern() -> None:
+    _, (bn, fs), _ = run("bn@eager", "fs@eager")
+    assert bn.remarks == ()
+    assert fs.remarks == ("about fs@eager",)
+    assert fs.clock == "fake"
+
+
+def test_a_floor_that_cannot_be_made_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object) -> None:
+        raise MemoryError("can't allocate")
+
+    monkeypatch.setattr(latency, "Floors", no_room)
+    _, (bn,), _ = run("bn@eager")
+    assert bn.floor is None
+    assert bn.time == [4.0] * 6
+    assert "no floor was timed: can't allocate" in bn.remarks
+
+
+def test_a_single_call_a_sample_where_the_clock_says_so() -> None:
+    made = benches("bn@aten", "bn@eager")
+    clock = FakeClock(made)
+    clock.single = True
+    sampled, _ = measure(made[0], made[1:], "fwd", OPTIONS, clock, random.Random(1))
+    assert sampled[0].loops == 1
+
+
+def test_loops_go_round_all_sets_of_buffers() -> None:
+    made = benches("bn@aten", "bn@eager")
+    clock = FakeClock(made, sets=4)
+    sampled, _ = measure(made[0], made[1:], "fwd", OPTIONS, clock, random.Random(1))
+    assert sampled[0].loops == sampled[0].baseline_loops == 4
+    assert sampled[0].floor.loops == 4  # type: ignore[union-attr]
+
+
+def test_sets_of_buffers_are_distinct() -> None:
+    (bench,) = benches("bn@aten")
+    seen = []
+    bench.op = type("Op", (), {"forward": lambda self, x, *_: seen.append(x.data_ptr())})()
+    call = bench.calls("fwd", 3)
+    for _ in range(6):
+        call()
+    assert len(set(seen)) == 3
+    assert seen[:3] == seen[3:]
+
+
+class Throttling(Gpu):
+    def __init__(self) -> None:
+        self.rounds = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"power_w": 100.0}
+
+    def throttled(self) -> tuple[str, ...]:
+        self.rounds += 1
+        return ("power cap",) if self.rounds == 3 else ()
+
+    def joules(self) -> float | None:
+        return None
+
+
+def test_throttled_rounds_are_labelled_and_kept() -> None:
+    _, (bn,), _ = run("bn@eager", gpu=Throttling())
+    assert bn.gpu["throttled"] == {"power cap": [2]}
+    assert len(bn.time) == 6
+    assert bn.joules is None
+
+
+def test_the_floor_of_the_fake_engine_is_the_real_one() -> None:
+    """What the other tests replace is only the clock."""
+    _, (bn,), _ = run("bn@eager")
+    tensor = 2 * 4 * 16 * 4
+    assert (bn.floor.read, bn.floor.written, bn.floor.known) == (2 * tensor, tensor, True)
+    assert set(bn.floor.ways) <= {"sum", "dot", "copy_", "copyto"}
+    assert floor.steps(floor.Moves(2 * tensor, tensor, 1, tensor)).swept == tensor // 4
