@@ -54,7 +54,10 @@ def assert_alike(plain: nn.Module, compiled: nn.Module, steps=range(12), backend
     f = torch.compile(compiled, backend=backend, fullgraph=True)
     shape = {"channels": 3} if isinstance(plain, nn.Sequential) else {}
     torch.testing.assert_close(
-        train(compiled, f, steps, **shape), train(plain, plain, steps, **shape), rtol=1e-3, atol=1e-3
+        train(compiled, f, steps, **shape),
+        train(plain, plain, steps, **shape),
+        rtol=1e-3,
+        atol=1e-3,
     )
     torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-4)
     return f
@@ -127,7 +130,9 @@ def test_without_fullgraph_it_compiles_once_too():
     plain = Norm("bs", 32)
     compiled = copy.deepcopy(plain)
     f = torch.compile(compiled, backend="aot_eager")
-    torch.testing.assert_close([f(batch(i)) for i in range(12)], [plain(batch(i)) for i in range(12)])
+    torch.testing.assert_close(
+        [f(batch(i)) for i in range(12)], [plain(batch(i)) for i in range(12)]
+    )
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
 
@@ -137,7 +142,9 @@ def test_a_resumed_training_draws_on():
     f = torch.compile(first, backend="aot_eager")
     f(batch(0))
     second.load_state_dict(first.state_dict())
-    torch.testing.assert_close(torch.compile(second, backend="aot_eager")(batch(1)), first(batch(1)))
+    torch.testing.assert_close(
+        torch.compile(second, backend="aot_eager")(batch(1)), first(batch(1))
+    )
 
 
 @pytest.mark.parametrize("name", ["bs", "fs"])
