@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test quick gate lint types contracts wheel check clean
+.PHONY: demo test quick gate lint types contracts wheel check docs clean
 
 demo: $(STAMP)  ## install, run the main job, write a report
 	$(RUN)/sbnbench run --suite micro-batch
@@ -42,6 +42,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real,dev]"
 	touch $@
+
+docs: $(STAMP)  ## the pages that are made from the registry
+	$(RUN)/python -m sbnbench.pages docs
 
 clean:
 	rm -rf $(VENV) dist build

@@ -39,7 +39,15 @@ def collect(what: str) -> dict[str, Any]:
     return found
 
 
+CLASSES = {
+    "A": "drop-in for BatchNorm",
+    "B": "replaces norm and activation",
+    "C": "needs weights, other layers or phases",
+}
+
+
 def _normalizer(normalizer: Normalizer) -> dict[str, Any]:
+    training, inference = _behaviour(normalizer)
     return {
         "name": normalizer.name,
         "title": normalizer.title,
@@ -50,9 +58,14 @@ def _normalizer(normalizer: Normalizer) -> dict[str, Any]:
         "source": normalizer.source,
         "provider": normalizer.provider,
         "notes": normalizer.notes,
+        "class": CLASSES[normalizer.kind],
+        "training": training,
+        "eval": inference,
+        "state": _state(normalizer) if normalizer.backends else [],
         "params": [
             {
                 "name": p.name,
+                "kind": p.kind,
                 "default": p.default,
                 "bounds": p.bounds(),
                 "help": p.help,
@@ -60,6 +73,23 @@ def _normalizer(normalizer: Normalizer) -> dict[str, Any]:
             for p in normalizer.params
         ],
     }
+
+
+def _behaviour(normalizer: Normalizer) -> tuple[str, str]:
+    """What a layer does in training and in eval(), but for what the notes say."""
+    if not normalizer.running:
+        return "by the formula; nothing is carried from call to call", "as in training"
+    if normalizer.param("redraw"):
+        training = "by the sample's statistics, drawn anew every `redraw` steps"
+    else:
+        training = "by the formula"
+    return f"{training}; updates the running statistics", "by the running statistics"
+
+
+def _state(normalizer: Normalizer) -> list[str]:
+    """The keys of a layer's state_dict."""
+    running = ("running_mean", "running_var", "num_batches_tracked") if normalizer.running else ()
+    return ["weight", "bias", *running, *(f"extra_{name}" for name in normalizer.keeps)]
 
 
 def _suites() -> list[dict[str, Any]]:

@@ -123,6 +123,8 @@ class Normalizer(msgspec.Struct, frozen=True):
     """Backends it cannot have, and why."""
     running: bool = True
     """Whether a layer keeps running statistics, which eval() normalizes with."""
+    keeps: tuple[str, ...] = ()
+    """What its state_dict holds beside γ, b and running statistics, each under `extra_NAME`."""
 
     def param(self, name: str) -> Param | None:
         return next((p for p in self.params if p.name == name), None)

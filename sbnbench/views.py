@@ -157,15 +157,27 @@ def _show_normalizers(console: Console, entries: list[dict[str, Any]], long: boo
         table(console, "normalizers", ["name", "kind", "backends", "title", "from"], rows)
         return
     for e in entries:
-        console.print(f"[bold]{escape(e['name'])}[/]  {escape(e['title'])} (kind {e['kind']})")
-        console.print(f"  {e['formula']}\n  source: {e['source']}", markup=False)
-        console.print(f"  backends: {', '.join(e['backends'])}", markup=False)
+        console.print(f"[bold]{escape(e['name'])}[/]  {escape(e['title'])}")
+        facts = {
+            "": e["formula"],
+            "source": e["source"],
+            "class": f"{e['kind']}: {e['class']}",
+            "in training": e["training"],
+            "in eval()": e["eval"],
+            "state": ", ".join(e["state"]),
+            "backends": ", ".join(e["backends"]) or "none",
+            **{f"no {name}": why for name, why in e["without"].items()},
+            "notes": e["notes"],
+        }
+        for name, fact in facts.items():
+            if fact:
+                console.print(f"  {name + ': ' if name else ''}{fact}", markup=False)
         for p in e["params"]:
+            default = format_param(p["default"])
             console.print(
-                f"  {p['name']} = {format_param(p['default'])}  [{p['bounds']}]  {p['help']}",
-                markup=False,
+                f"  parameter {p['name']} = {default}  [{p['bounds']}]  {p['help']}", markup=False
             )
-        console.print(e["notes"] and f"  {e['notes']}", markup=False)
+        console.print()
 
 
 def _facts(value: Any) -> str:

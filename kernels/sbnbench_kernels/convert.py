@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sbnbench.errors import SbnbenchWarning, UnknownName, UsageError
 from sbnbench.registry import normalizers
-from sbnbench_kernels.module import Norm
+from sbnbench_kernels.module import Norm, Ranks
 from sbnbench_kernels.virtual import Moments, VirtualSamples, data_moments, detach
 
 SWAPPED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, Norm)
@@ -45,6 +45,7 @@ def convert(
     only: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | None = None,
     seed: int = 0,
+    ranks: Ranks = "different",
     mean: Sequence[float] | Tensor | float | None = None,
     std: Sequence[float] | Tensor | float | None = None,
     loader: Iterable[Any] | None = None,
@@ -59,14 +60,16 @@ def convert(
     none of `skip` (as in fnmatch: `layer1.*`). A layer keeps its parameters (the same objects with
     `inplace`, so that an optimizer goes on; a copy of the model otherwise), running statistics,
     num_batches_tracked, device, dtype, mode and hooks; a normalizer without running statistics
-    drops them. Each layer draws by a seed of its own, made from `seed` and its name.
+    drops them. Each layer draws by a seed of its own, made from `seed` and its name; under
+    torch.distributed each process draws other positions, or with `ranks="same"` the same.
 
     `backend` is eager where none is given; `bn` without a backend is torch's own layer again.
 
     A normalizer with virtual samples makes the model append them to its input in training and drop
     them from its output (a tensor, or tuples, lists and dicts of tensors), by hooks: its class and
     state_dict keys stay. It needs the data set's `mean` and `std` a channel, or a `loader` to
-    estimate them from. BatchNorm layers that were not swapped see these samples too.
+    estimate them from. BatchNorm layers that were not swapped see these samples too. They are the
+    same in every process, so that the layers' statistics agree without communication.
 
     Raises UsageError (a pattern that matches nothing, no layer to swap, no moments), UnknownName
     and InvalidParameter; NotApplicable comes at the first forward. Warns of BatchNorm subclasses
@@ -86,9 +89,8 @@ def convert(
         old = model.get_submodule(name)
         if old not in swapped:
             own = _seed_of(name, seed)
-            swapped[old] = (
-                _torchs(old) if plain else _norm(old, normalizer, backend or "eager", own, params)
-            )
+            how = {"backend": backend or "eager", "seed": own, "ranks": ranks, **params}
+            swapped[old] = _torchs(old) if plain else _norm(old, normalizer, name, how)
         if not name:
             model = swapped[old]
         else:
@@ -127,7 +129,7 @@ def _patterns(given: str | Sequence[str] | None) -> Sequence[str]:
     return (given,) if isinstance(given, str) else given or ()
 
 
-def _norm(old: nn.Module, normalizer: str, backend: str, seed: int, params: dict[str, Any]) -> Norm:
+def _norm(old: nn.Module, normalizer: str, name: str, how: dict[str, Any]) -> Norm:
     assert isinstance(old, _BatchNorm)
     new = Norm(
         normalizer,
@@ -137,10 +139,9 @@ def _norm(old: nn.Module, normalizer: str, backend: str, seed: int, params: dict
         old.affine,
         _tracks(old),
         **_factory(old),
-        backend=backend,
-        seed=seed,
-        **params,
+        **how,
     )
+    new.name = name
     new.replaces = old.replaces if isinstance(old, Norm) else type(old)
     _move(old, new)
     return new

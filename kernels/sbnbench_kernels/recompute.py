@@ -12,6 +12,8 @@ graph under hooks for saved tensors, and backward begins in its last node, so it
 of the region that holds the last call up to that node's number. This holds for any order of
 forwards and backwards, several calls of a layer in a region, and regions recomputed more than
 once. It does not for a reentrant checkpoint inside another.
+
+A compiled graph recomputes by itself, from a seed and a step that it saved: nothing is kept then.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ class Replay:
 
     def record(self, state: State) -> None:
         """Keeps a copy of `state`, with which a call is about to run, if it may run again."""
+        if torch.compiler.is_compiling():
+            return
         hook, graph = _pack_hook(), torch.is_grad_enabled()
         if hook is None and graph:
             return
@@ -66,6 +70,8 @@ class Replay:
 
     def find(self) -> State | None:
         """The state of the call that is being run again, None where this call is a new one."""
+        if torch.compiler.is_compiling():
+            return None
         task = torch._C._current_graph_task_id()
         node = torch._C._current_autograd_node() if task != -1 else None
         if node is None:

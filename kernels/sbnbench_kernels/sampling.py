@@ -1,24 +1,20 @@
 """What is sampled: boxes (a range of rows × a patch, with a corner per row), or single elements.
 
-Draws are made on the host from a counter-based generator (Philox): a draw is a function of
-(seed, step) alone, so it comes back after a resume, and no device is ever synchronised. They are
-made `BLOCK` steps at a time and kept on the device, so that a step costs a slice and no transfer.
+A draw is a function of (seed, step) alone; `draws` makes the random numbers.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sbnbench_kernels.shares import patch_of, rows_of
+from sbnbench_kernels import draws, shares
+from sbnbench_kernels.shares import rows_of
 
 __all__ = [
-    "BLOCK",
     "Box",
     "draw_elements",
     "draw_patches",
@@ -27,11 +23,6 @@ __all__ = [
     "patch_of",
     "rows_of",
 ]
-
-BLOCK = 256
-"""Steps drawn at a time: 1 MB of corners at batch 256, and 1/256 of a draw's cost a step."""
-
-_MASK = (1 << 64) - 1
 
 
 class Box(NamedTuple):
@@ -51,12 +42,16 @@ class Box(NamedTuple):
         return self.count * math.prod(self.patch)
 
 
+def patch_of(ratio: float, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """As in `shares`, where a compiler warns that it passes the cache by."""
+    wanted = shares.patch_of
+    return (wanted.__wrapped__ if torch.compiler.is_compiling() else wanted)(ratio, spatial)
+
+
 def draw_rows(batch: int, ratio: float, seed: int, step: int) -> Box:
     """`bs`: a random run of whole rows. Whole maps, so the patch is left to `whole_map`."""
     count = rows_of(ratio, batch)
-    index, offset = divmod(step, BLOCK)
-    start = _starts(seed, index, batch - count)[offset]
-    return Box(start, count, None, ())
+    return Box(draws.start(seed, step, batch - count), count, None, ())
 
 
 def draw_patches(
@@ -76,27 +71,15 @@ def draw_patches(
     patch = patch_of(ratio, spatial)
     room = tuple(size - p for size, p in zip(spatial, patch, strict=True))
     if position == "fixed":
-        corners = _centre(batch, room, device)
-    else:
-        index, offset = divmod(step, BLOCK)
-        rows = batch if position == "per-sample" else 1
-        corners = _corners(seed, index, rows, room, device)[offset]
-        if rows != batch:
-            corners = corners.expand(batch, -1)
+        centre = _centre if torch.compiler.is_compiling() else _kept_centre
+        return Box(0, batch, centre(batch, room, device), patch)
+    corners = draws.corners(seed, step, batch, room, device, shared=position == "shared")
     return Box(0, batch, corners, patch)
 
 
 def draw_elements(total: int, ratio: float, seed: int, step: int, device: torch.device) -> Tensor:
-    """`ns`: (s,) int64 positions in 0 … total−1, without replacement.
-
-    A random set is drawn once a block and turned by a random shift each step: every step's set is
-    uniform among all sets of its size, and no step transfers indices to the device.
-    """
-    index, offset = divmod(step, BLOCK)
-    count = max(1, round(ratio * total))
-    base = _elements(seed, index, total, count, device)
-    shift = _starts(seed ^ 0x5EED, index, total - 1)[offset]
-    return (base + shift) % total
+    """`ns`: (s,) int64 positions in 0 … total−1, without replacement."""
+    return draws.elements(seed, step, total, max(1, round(ratio * total)), device)
 
 
 def drawn_step(step: int, redraw: int) -> int:
@@ -104,31 +87,9 @@ def drawn_step(step: int, redraw: int) -> int:
     return step // redraw if redraw else 0
 
 
-def _generator(seed: int, index: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=np.array([seed & _MASK, index], np.uint64)))
-
-
-@lru_cache(maxsize=256)
-def _starts(seed: int, index: int, room: int) -> list[int]:
-    return [int(n) for n in _generator(seed, index).integers(0, room + 1, size=BLOCK)]
-
-
-@lru_cache(maxsize=128)
-def _corners(
-    seed: int, index: int, rows: int, room: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, ...]:
-    limits = np.array(room, dtype=np.int64) + 1
-    draws = _generator(seed, index).integers(0, limits, size=(BLOCK, rows, len(room)))
-    return torch.from_numpy(draws).to(device).unbind()
-
-
-@lru_cache(maxsize=128)
 def _centre(batch: int, room: tuple[int, ...], device: torch.device) -> Tensor:
-    centre = torch.tensor([r // 2 for r in room], dtype=torch.int64, device=device)
-    return centre.expand(batch, -1)
+    sides = [torch.full((batch,), r // 2, dtype=torch.int64, device=device) for r in room]
+    return torch.stack(sides, 1)
 
 
-@lru_cache(maxsize=16)
-def _elements(seed: int, index: int, total: int, count: int, device: torch.device) -> Tensor:
-    chosen = _generator(seed, index).choice(total, size=count, replace=False, shuffle=False)
-    return torch.from_numpy(np.sort(chosen)).to(device)
+_kept_centre = draws.kept(128)(_centre)

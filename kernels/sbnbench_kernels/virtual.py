@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sbnbench.errors import NotApplicable, UsageError
+from sbnbench_kernels import draws
 from sbnbench_kernels.contract import State
 from sbnbench_kernels.module import Norm
 from sbnbench_kernels.recompute import Replay
@@ -108,13 +109,12 @@ class VirtualSamples:
         return any(layer.training for layer in self.layers)
 
     def _draw(self, x: Tensor) -> Tensor:
-        again = self._replay.find()
-        state = State(seed=self.seed, step=self.layers[0].step) if again is None else again
-        if again is None:
+        state = self._replay.find()
+        if state is None:
+            state = State(seed=self.seed, step=self.layers[0].now()[1])
             self._replay.record(state)
-        generator = torch.Generator(x.device).manual_seed(_mixed(state.seed, state.step))
         shape = (self.count, *x.shape[1:])
-        noise = torch.randn(shape, generator=generator, device=x.device)
+        noise = draws.noise(state.seed, state.step, shape, x.device)
         column = (-1, *(1,) * (x.dim() - 2))
         try:
             mean, std = (v.to(x.device).view(column).expand(shape) for v in (self.mean, self.std))
@@ -143,14 +143,6 @@ def detach(model: nn.Module) -> VirtualSamples | None:
                     flags.pop(key, None)
                     found = owner
     return found
-
-
-def _mixed(seed: int, step: int) -> int:
-    """A 63-bit generator seed from two integers (splitmix64's finalizer)."""
-    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) & (2**64 - 1)
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & (2**64 - 1)
-    return (z ^ (z >> 31)) >> 1
 
 
 def _input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str:

@@ -45,3 +45,16 @@ def test_every_target_takes_every_parameter(name):
         op = build(make_contender(name, backend, {}))
         assert callable(op.forward)
         assert callable(op.backward)
+
+
+@pytest.mark.parametrize("name", [n.name for n in NORMALIZERS if n.backends])
+def test_a_layer_keeps_what_is_listed(name):
+    import torch
+
+    from sbnbench.listing import collect
+    from sbnbench_kernels.module import Norm
+
+    layer = Norm(name, 32)
+    layer(torch.randn(40, 32, 4, 4, requires_grad=True)).sum().backward()
+    (entry,) = (e for e in collect("normalizers")["normalizers"] if e["name"] == name)
+    assert set(layer.state_dict()) == set(entry["state"])

@@ -28,6 +28,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "derivative of its forward. The authors train with momentum=0.02."
         ),
         without=EAGER_ALONE,
+        keeps=("square", "slope"),
     ),
     Normalizer(
         name="online",
@@ -54,6 +55,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "Runs with a batch of one; the layer's momentum is not used."
         ),
         without=EAGER_ALONE,
+        keeps=("u", "v"),
     ),
     Normalizer(
         name="cbn",
@@ -72,6 +74,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "uncorrected. eval() is bn's."
         ),
         without=EAGER_ALONE,
+        keeps=("past_mean", "past_var"),
     ),
     Normalizer(
         name="kn",
@@ -89,6 +92,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "the gradient here. eval() is bn's."
         ),
         without=EAGER_ALONE,
+        keeps=("mean", "var"),
     ),
     Normalizer(
         name="vbn",

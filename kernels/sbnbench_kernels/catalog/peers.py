@@ -124,6 +124,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
             "after training; momentum=None comes to the same. Not for (N, C)."
         ),
         without=NO_ATEN,
+        keeps=("mean_logits", "var_logits"),
     ),
     Normalizer(
         name="bcn",
@@ -147,6 +148,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         ),
         notes="eval() takes h from the running statistics, groups from the sample.",
         without=NO_ATEN,
+        keeps=("group_weight", "group_bias"),
     ),
     Normalizer(
         name="syncbn",
@@ -183,6 +185,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         notes="Replaces norm and activation. eval() computes as training does.",
         without=NO_ATEN,
         running=False,
+        keeps=("tau",),
     ),
     Normalizer(
         name="evonorm-s0",
@@ -199,6 +202,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         notes="Replaces norm and activation. eval() computes as training does.",
         without=NO_ATEN,
         running=False,
+        keeps=("v",),
     ),
     Normalizer(
         name="evonorm-b0",
@@ -214,5 +218,6 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         kind="B",
         notes="Replaces norm and activation. eval() takes s²_{N,H,W} from running_var.",
         without=NO_ATEN,
+        keeps=("v",),
     ),
 )

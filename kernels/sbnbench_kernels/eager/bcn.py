@@ -42,7 +42,7 @@ from sbnbench_kernels.eager.peer import (
     sample_sums,
     values,
 )
-from sbnbench_kernels.running import momentum_of, update_running
+from sbnbench_kernels.running import lerp_weight, update_running
 
 
 class _Saved(NamedTuple):
@@ -134,8 +134,9 @@ class BatchChannelNorm(ExtendedPeer):
             if state.training:
                 mean, var = (t[0].detach() for t in merge(*maps, 0))
                 about_old = var + (mean - running_mean.to(dtype)).square()
-                running_mean.lerp_(mean.to(running_mean.dtype), momentum_of(state))
-                running_var.lerp_(about_old.to(running_var.dtype), momentum_of(state))
+                weight = lerp_weight(state, running_mean)
+                running_mean.lerp_(mean.to(running_mean.dtype), weight)
+                running_var.lerp_(about_old.to(running_var.dtype), weight)
             return running_mean.to(dtype, copy=True), running_var.to(dtype, copy=True), True
         require_values(x)
         mean, var = (t[0] for t in merge(*maps, 0))

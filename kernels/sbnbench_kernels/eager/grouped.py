@@ -35,7 +35,10 @@ class Saved(NamedTuple):
 def check_groups(channels: int, groups: int) -> None:
     """NotApplicable unless `groups` divides the channels."""
     if channels % groups:
-        raise NotApplicable(f"groups={groups} does not divide the {channels} channels")
+        fitting = max(g for g in range(1, min(groups, channels) + 1) if channels % g == 0)
+        raise NotApplicable(
+            f"groups={groups} does not divide the {channels} channels; groups={fitting} does"
+        )
 
 
 def check_spatial(shape: torch.Size) -> None:

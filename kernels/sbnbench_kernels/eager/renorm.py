@@ -34,7 +34,7 @@ from sbnbench_kernels.eager.peer import (
     require_running,
     values,
 )
-from sbnbench_kernels.running import momentum_of
+from sbnbench_kernels.running import lerp_weight
 
 
 def limits(step: int, steps: int, rmax: float = 3.0, dmax: float = 5.0) -> tuple[float, float]:
@@ -82,7 +82,7 @@ class BatchRenorm(BatchPeer):
         r = (std.detach() / old_std).clamp(1 / rmax, rmax)
         d = ((mean.detach() - old_mean) / old_std).clamp(-dmax, dmax)
         if state.training:
-            weight = momentum_of(state)
+            weight = lerp_weight(state, old_mean)
             running_mean.copy_(torch.lerp(old_mean, mean.detach(), weight))
             new_std = torch.lerp(old_std, std.detach(), weight)
             running_var.copy_((new_std.square() - self.eps).clamp_min(0))
