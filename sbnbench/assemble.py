@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from sbnbench.messages import Event, Measured, Outcome, Sampled, Spent
+from sbnbench.messages import Calibrated, Calibration, Event, Measured, Outcome, Sampled, Spent
 from sbnbench.model import (
     PER_DIRECTION,
     Block,
@@ -33,7 +33,11 @@ class Collected:
     spent: dict[str, float] = field(default_factory=dict)
     """Seconds of all processes, by what they went to."""
 
+    known: Calibration | None = None
+
     def take(self, event: Event) -> None:
+        if isinstance(event, Calibrated):
+            self.known = event.found
         if isinstance(event, Sampled):
             self.pairs.setdefault((event.contender, event.direction), []).append(event)
         elif isinstance(event, Measured):

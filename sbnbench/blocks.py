@@ -55,7 +55,7 @@ def run_block(
     while process < most and (standing := collected.standing()):
         if process and _enough(collected, rule):
             break
-        task = Task(block, process, seed, standing, slowdown=slowdown)
+        task = Task(block, process, seed, standing, slowdown=slowdown, known=collected.known)
 
         def on_progress(fraction: float, process: int = process) -> None:
             observer.block_progress(block, min(1.0, (process + fraction) / expected))

@@ -116,7 +116,7 @@ class Floors:
         wanted: Sequence[Traffic],
         device: str,
         time: Callable[[Call], float],
-        chosen: dict[tuple[object, ...], str] | None = None,
+        chosen: dict[str, str] | None = None,
     ) -> None:
         self._given = wanted, device, time
         self._time = time
@@ -149,23 +149,23 @@ class Floors:
         call = calls[0] if len(calls) == 1 else partial(_in_turn, calls)
         return call, tuple(name for name, _ in chosen)
 
-    def _todo(self, moves: Moves, start: int) -> list[tuple[tuple[object, ...], Ways]]:
+    def _todo(self, moves: Moves, start: int) -> list[tuple[str, Ways]]:
         """The ways to do each step, under what tells steps of different kinds apart.
 
         Writes go to the target from element `start` on.
         """
         todo = steps(moves)
-        found: list[tuple[tuple[object, ...], Ways]] = []
+        found: list[tuple[str, Ways]] = []
         target = self._target[start : start + todo.passed]
         each = max(1, moves.tensor // _ELEMENT)
         whole, rest = divmod(todo.swept, moves.inputs * each)
         sizes = [moves.inputs * each] * whole + [rest] * bool(rest)
-        found += [(("sweep", n.bit_length()), sweeps(self._source[:n])) for n in sizes]
+        found += [(f"sweep {n.bit_length()}", sweeps(self._source[:n])) for n in sizes]
         operands = [self._source[i * each :][: todo.passed] for i in range(todo.operands)]
-        kind = ("pass", todo.operands, todo.passed.bit_length())
+        kind = f"pass {todo.operands} {todo.passed.bit_length()}"
         return [*found, (kind, passes(operands, target))]
 
-    def _fastest(self, key: tuple[object, ...], ways: Ways) -> tuple[str, Call]:
+    def _fastest(self, key: str, ways: Ways) -> tuple[str, Call]:
         if key not in self._chosen:
             best = min(ways, key=lambda name: self._time(ways[name])) if len(ways) > 1 else None
             self._chosen[key] = best or next(iter(ways))

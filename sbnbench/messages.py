@@ -14,6 +14,14 @@ import msgspec
 from sbnbench.model import Block, Direction, Estimate, Status
 
 
+class Calibration(msgspec.Struct):
+    """What the first process of a block finds out for those after it: loops of each call, and the
+    fastest way of each kind of step of a floor. Filled in place."""
+
+    loops: dict[str, int] = {}
+    ways: dict[str, str] = {}
+
+
 class Task(msgspec.Struct, frozen=True):
     """Run a block once in a fresh process, or (without a block) prepare inputs.
 
@@ -30,6 +38,8 @@ class Task(msgspec.Struct, frozen=True):
     """Time one sample at each Turn, rather than pairs of its own."""
     slowdown: float = 0.0
     """Make the contenders, not the baseline, slower than they are by this share: 0.1 is 10 %."""
+    known: Calibration | None = None
+    """What an earlier process of the block has calibrated."""
 
 
 class Turn(msgspec.Struct, frozen=True, tag=True):
@@ -163,6 +173,12 @@ class Spent(msgspec.Struct, frozen=True, tag=True):
     seconds: dict[str, float]
 
 
+class Calibrated(msgspec.Struct, frozen=True, tag=True):
+    """What the first process of a block has calibrated."""
+
+    found: Calibration
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The task as a whole could not be run; no contender is to blame."""
 
@@ -187,6 +203,7 @@ Event = (
     | Spent
     | Prepared
     | Taken
+    | Calibrated
     | Failed
     | Ended
 )

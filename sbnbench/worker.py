@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 
 from sbnbench.messages import (
+    Calibrated,
+    Calibration,
     Doing,
     Ended,
     Event,
@@ -280,6 +282,7 @@ def measure_latency(
     device = block.workload.device
     clock = clock_for(device, block.latency)
     watched = gpu_of(device)
+    known = task.known or Calibration()
     timed = 0.0
     for step, direction in enumerate(block.directions):
         on_time = throttled(send, step, len(block.directions))
@@ -294,10 +297,13 @@ def measure_latency(
             watched,
             energy=task.process == 0,
             doing=lambda name: send(Doing(name)),
+            known=known,
         )
         timed += seconds
         for found in sampled:
             send(found.divided(executions))
+    if task.known is None:
+        send(Calibrated(known))
     return timed
 
 

@@ -21,7 +21,7 @@ from sbnbench.failures import classify
 from sbnbench.floor import Floors, Traffic, traffic_of
 from sbnbench.measure.energy import joules_a_call
 from sbnbench.measure.order import chance_order
-from sbnbench.messages import FloorSampled, Sampled
+from sbnbench.messages import Calibration, FloorSampled, Sampled
 from sbnbench.model import Direction, LatencyOptions
 from sbnbench.nvml import Gpu, Watch
 from sbnbench.stopping import calibrate
@@ -63,6 +63,7 @@ def measure(
     gpu: Gpu | None = None,
     energy: bool = False,
     doing: Callable[[str], None] = lambda contender: None,
+    known: Calibration | None = None,
 ) -> tuple[list[Sampled], float]:
     """The pairs that one process takes in its share of `options.seconds`, and the seconds that it
     spent inside samples.
@@ -70,7 +71,9 @@ def measure(
     At least `min_rounds` rounds are made however long they last, so that slow contenders
     have an interval too. With `energy` the joules of a call are taken too, where the GPU counts.
     `doing` hears which contender is warming up alone, where a crash or a hang would show first.
+    What is `known` from an earlier process is not calibrated again; what is not is added to it.
     """
+    loops = Loops(clock, options, Calibration() if known is None else known, direction)
     device = baseline.inputs.workload.device
     calls = [bench.call(direction) for bench in (baseline, *benches)]
     clock, reason = settle(clock, calls, device)
@@ -79,10 +82,11 @@ def measure(
         for bench in (baseline, *benches):
             doing("" if bench is baseline else bench.contender.id)
             sets = clock.sets(bench.size)
-            entrants.append(_entrant(clock, bench.calls(direction, sets), sets, options))
+            name = "the baseline" if bench is baseline else bench.contender.id
+            entrants.append(loops.entrant(name, bench.calls(direction, sets), sets))
         doing("")
         against = entrants.pop(0)
-        floors, problem = _floors(clock, benches, direction, options)
+        floors, problem = _floors(clock, benches, direction, loops)
         everyone = [*entrants, *dict.fromkeys(floor.entrant for floor in floors)]
         watch = Watch(gpu)
         share = options.seconds / options.processes
@@ -128,47 +132,61 @@ class _Floor:
 
 
 def _floors(
-    clock: Clock, benches: Sequence[Bench], direction: Direction, options: LatencyOptions
+    clock: Clock, benches: Sequence[Bench], direction: Direction, loops: Loops
 ) -> tuple[list[_Floor], str]:
     """A floor for each bench, the same one where the bytes are the same; or none, and why."""
     device = benches[0].inputs.workload.device
 
     def shortest(call: Call) -> float:
-        loops = _loops(clock, call, options)
-        return min(clock.time(call, loops) for _ in range(TRIALS))
+        turns = loops.calibrated(call)
+        return min(clock.time(call, turns) for _ in range(TRIALS))
 
     try:
         wanted = [traffic_of(b.contender, b.inputs, direction) for b in benches]
-        floors = Floors(wanted, device, shortest)
+        floors = Floors(wanted, device, shortest, loops.known.ways)
         smallest = min(t.read + t.written for t in wanted)
         copies = [floors, *(floors.again() for _ in range(clock.sets(smallest) - 1))]
         made = {}
         for traffic in dict.fromkeys(wanted):
             call = going_round([f.call(traffic) for f in copies])
-            made[traffic] = _Floor(
-                traffic, floors.ways(traffic), _entrant(clock, call, len(copies), options)
-            )
+            name = f"floor {traffic.read}/{traffic.written}"
+            entrant = loops.entrant(name, call, len(copies))
+            made[traffic] = _Floor(traffic, floors.ways(traffic), entrant)
     except Exception as error:  # such as no memory left for it: the contenders are timed anyway
         return [], f"no floor was timed: {classify(error)[1]}"
     return [made[traffic] for traffic in wanted], ""
 
 
-def _entrant(clock: Clock, call: Call, sets: int, options: LatencyOptions) -> Entrant:
-    return Entrant(call, _loops(clock, call, options, sets))
+@dataclass(frozen=True)
+class Loops:
+    """How many calls each sample has, calibrated here or known from an earlier process."""
 
+    clock: Clock
+    options: LatencyOptions
+    known: Calibration
+    direction: Direction
 
-def _loops(clock: Clock, call: Call, options: LatencyOptions, sets: int = 1) -> int:
-    """Calls in a sample, so that it lasts `sample_seconds` and goes round all `sets` of buffers;
-    warms the call up on the way."""
-    if clock.single:
-        for _ in range(TRIALS):
-            clock.time(call, 1)
-        return 1
-    return sets * calibrate(
-        lambda turns: clock.time(call, turns * sets) * turns * sets,
-        options.sample_seconds,
-        clock.resolution,
-    )
+    def entrant(self, name: str, call: Call, sets: int = 1) -> Entrant:
+        """A call, warm, with its loops."""
+        key = f"{self.direction} {name}"
+        if key in self.known.loops:
+            self.clock.time(call, sets)
+        else:
+            self.known.loops[key] = self.calibrated(call, sets)
+        return Entrant(call, self.known.loops[key])
+
+    def calibrated(self, call: Call, sets: int = 1) -> int:
+        """Calls in a sample, so that it lasts `sample_seconds` and goes round all `sets` of
+        buffers; warms the call up on the way."""
+        if self.clock.single:
+            for _ in range(TRIALS):
+                self.clock.time(call, 1)
+            return 1
+        return sets * calibrate(
+            lambda turns: self.clock.time(call, turns * sets) * turns * sets,
+            self.options.sample_seconds,
+            self.clock.resolution,
+        )
 
 
 @contextmanager
