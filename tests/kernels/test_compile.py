@@ -217,3 +217,8 @@ def test_operators_keep_torchs_rules(operator, arguments):
 def test_every_operator_is_checked():
     defined = [v for v in vars(draws).values() if isinstance(v, CustomOpDef)]
     assert {op._qualname for op in defined} == {str(op).replace(".", "::") for op, _ in CALLS}
+
+
+def test_a_compiled_backends_layer_is_traced_by_its_eager_op():
+    plain = Norm("fs", 32, seed=5)
+    assert_alike(plain, Norm("fs", 32, seed=5, backend="inductor"), range(2))

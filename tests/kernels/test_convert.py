@@ -383,7 +383,6 @@ def test_gradient_accumulation_is_the_sum_of_its_steps(name):
         torch.testing.assert_close(total, sum(each))
 
 
-@pytest.mark.slow
 QUICK = ("bn", "fs", "gn", "vdn")
 TRAINED = [(n.name, None) for n in normalizers().values() if n.kind == "A"]
 TRAINED += [(name, "sampled") for name in ("ns", "bs", "fs", "bs+vdn", "fs+vdn")]
