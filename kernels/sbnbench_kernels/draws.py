@@ -6,7 +6,7 @@ step costs a slice and no transfer.
 
 A compiler cannot trace a generator, and a step that is a Python number would have it compile again
 at every step. Under torch.compile and torch.export the same functions are therefore operators of
-PyTorch (`sbnbench::now`, `tick`, `start`, `corners`, `elements`, `noise`), opaque to the graph: seed
+PyTorch (`sbnbench::now`, `tick`, `start`, `corners`, `elements`, `noise`), opaque to it: seed
 and step are read from a clock while the graph runs, and one graph serves all steps. Their Python
 body may not become part of a CUDA graph, which would replay one draw for ever; they are tagged so.
 """
