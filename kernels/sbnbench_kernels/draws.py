@@ -6,16 +6,15 @@ step costs a slice and no transfer.
 
 A compiler cannot trace a generator, and a step that is a Python number would have it compile again
 at every step. Under torch.compile and torch.export the same functions are therefore operators of
-PyTorch (`sbnbench::now`, `tick`, `start`, `corners`, `elements`, `noise`), opaque to the graph: seed and
-step are read from a clock while the graph runs, and one graph serves all steps. Their Python body
-may not become part of a CUDA graph, which would replay one draw for ever; they are tagged so.
+PyTorch (`sbnbench::now`, `tick`, `start`, `corners`, `elements`, `noise`), opaque to it: seed
+and step are read from a clock while the graph runs, and one graph serves all steps. Their Python
+body may not become part of a CUDA graph, which would replay one draw for ever; they are tagged so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -77,7 +76,8 @@ def corners(
     """(rows, D) int64, column d in 0 … room[d]; all rows alike if `shared`."""
     if not torch.compiler.is_compiling():
         return _corners(seed, step, rows, room, device, shared)
-    return _corners_op(seed, step, rows, room, device, shared)
+    drawn: Tensor = _corners_op(seed, step, rows, room, device, shared)
+    return drawn
 
 
 def elements(seed: int, step: int, total: int, count: int, device: torch.device) -> Tensor:
@@ -88,14 +88,16 @@ def elements(seed: int, step: int, total: int, count: int, device: torch.device)
     """
     if not torch.compiler.is_compiling():
         return _elements(seed, step, total, count, device)
-    return _elements_op(seed, step, total, count, device)
+    drawn: Tensor = _elements_op(seed, step, total, count, device)
+    return drawn
 
 
 def noise(seed: int, step: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Standard normal float32 of `shape`, made on the device from a seed given by the host."""
     if not torch.compiler.is_compiling():
         return _noise(seed, step, shape, device)
-    return _noise_op(seed, step, shape, device)
+    drawn: Tensor = _noise_op(seed, step, shape, device)
+    return drawn
 
 
 def _now(clock: Tensor, by_rank: bool) -> tuple[int, int]:
@@ -184,7 +186,8 @@ def _element_set(seed: int, index: int, total: int, count: int, device: torch.de
 def _unknown() -> int:
     """A number that is known when the graph runs. Not `new_dynamic_size`, which breaks the graph
     unless fullgraph=True: no size depends on this one."""
-    return allocate_size(torch.library.get_ctx()._shape_env)  # type: ignore[no-any-return]
+    number: int = allocate_size(torch.library.get_ctx()._shape_env)  # type: ignore[no-untyped-call]
+    return number
 
 
 @torch.library.custom_op("sbnbench::now", mutates_args=(), tags=_TAG)

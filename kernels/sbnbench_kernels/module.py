@@ -57,7 +57,7 @@ class Norm(_BatchNorm):
     border gives it, the op divides by nearly √ε and the output is that much larger; training
     samples are looked at every 256 steps and the finding is warned of (CollapsedSample) when the
     layer is switched to eval(), where waiting for the device costs nothing. Compiled code does not
-    look.
+    look, and where it runs inside a checkpoint that is not compiled it draws anew.
 
     `name` is the layer's in its model, for messages; convert sets it.
 

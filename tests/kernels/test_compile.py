@@ -68,8 +68,16 @@ def modes(name: str) -> list[dict[str, object]]:
     return [{"backward": mode} for mode in choices.choices] if choices else [{}]
 
 
+QUICK = [("bn", {}), ("gn", {}), ("fs", {"backward": "exact"}), ("bs", {"backward": "sampled"})]
+
+
 @pytest.mark.parametrize(
-    ("name", "params"), [(name, params) for name in LAYERS for params in modes(name)]
+    ("name", "params"),
+    [
+        pytest.param(name, params, marks=() if (name, params) in QUICK else pytest.mark.slow)
+        for name in LAYERS
+        for params in modes(name)
+    ],
 )
 def test_steps_compile_once_and_are_those_of_eager(name, params):
     plain = Norm(name, 32, seed=5, **params)
@@ -79,12 +87,14 @@ def test_steps_compile_once_and_are_those_of_eager(name, params):
     assert compiled.step == plain.step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bn", "gn", "ln", "in"])
 def test_operators_of_pytorch_compile_too(name):
     plain = Norm(name, 32, backend="aten")
     assert_alike(plain, copy.deepcopy(plain), range(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fs", "bs", "bn", "brn"])
 def test_the_cumulative_average_compiles(name):
     plain = Norm(name, 32, momentum=None)
@@ -148,6 +158,7 @@ def test_a_resumed_training_draws_on():
 
 
 @pytest.mark.parametrize("name", ["bs", "fs"])
+@pytest.mark.slow
 @several
 def test_batches_of_another_size(name):
     plain = Norm(name, 32, ratio=1 / 4)
@@ -170,6 +181,7 @@ def net() -> nn.Sequential:
     return nn.Sequential(*blocks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bs", "fs", "vdn", "fs+vdn"])
 def test_a_converted_model(name):
     moments = MOMENTS if "vdn" in name else {}
@@ -178,6 +190,7 @@ def test_a_converted_model(name):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow
 @torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
 def test_activation_checkpointing_within_a_graph_recomputes_the_same_draw():
     class Checked(nn.Sequential):
@@ -217,3 +230,8 @@ def test_operators_keep_torchs_rules(operator, arguments):
 def test_every_operator_is_checked():
     defined = [v for v in vars(draws).values() if isinstance(v, CustomOpDef)]
     assert {op._qualname for op in defined} == {str(op).replace(".", "::") for op, _ in CALLS}
+
+
+def test_a_compiled_backends_layer_is_traced_by_its_eager_op():
+    plain = Norm("fs", 32, seed=5)
+    assert_alike(plain, Norm("fs", 32, seed=5, backend="inductor"), range(2))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sbnbench.errors import NotApplicable, SbnbenchWarning, UnknownName, UsageError
+from sbnbench.registry import normalizers
 from sbnbench_kernels.convert import convert
 from sbnbench_kernels.module import Norm
 from sbnbench_kernels.virtual import VirtualSamples, data_moments
@@ -382,13 +383,16 @@ def test_gradient_accumulation_is_the_sum_of_its_steps(name):
         torch.testing.assert_close(total, sum(each))
 
 
-@pytest.mark.slow
+QUICK = ("bn", "fs", "gn", "vdn")
+TRAINED = [(n.name, None) for n in normalizers().values() if n.kind == "A"]
+TRAINED += [(name, "sampled") for name in ("ns", "bs", "fs", "bs+vdn", "fs+vdn")]
+
+
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        *((name, None) for name in ("bn", "gn", "ln", "in")),
-        *((name, "exact") for name in ("ns", "bs", "fs", *VIRTUAL)),
-        *((name, "sampled") for name in ("ns", "bs", "fs", "bs+vdn", "fs+vdn")),
+        pytest.param(*one, marks=() if one[0] in QUICK and not one[1] else pytest.mark.slow)
+        for one in TRAINED
     ],
 )
 def test_training_on_digits_lowers_the_loss(name, mode):
@@ -398,10 +402,12 @@ def test_training_on_digits_lowers_the_loss(name, mode):
     params: dict[str, object] = {"backward": mode} if mode else {}
     if "vdn" in name:
         params |= {"mean": float(x.mean()), "std": float(x.std()), "num_virtual": 4}
-    if mode and name != "vdn":
+    if normalizers()[name].param("ratio"):
         params["ratio"] = 1 / 4
-    if name == "gn":
+    if normalizers()[name].param("groups"):
         params["groups"] = 4
+    if name == "brn":
+        params["steps"] = 100
     model = convert(Net(channels=1, width=16), name, **params)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     g = torch.Generator().manual_seed(0)

@@ -11,8 +11,8 @@ from scipy import stats
 
 from sbnbench.errors import NotApplicable
 from sbnbench.registry import build, parse_contender
-from sbnbench_kernels.samplers import Elements, bessel
 from sbnbench_kernels.draws import BLOCK
+from sbnbench_kernels.samplers import Elements, bessel
 from sbnbench_kernels.sampling import Box, draw_elements, draw_patches, draw_rows
 
 CPU = torch.device("cpu")
