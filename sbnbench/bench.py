@@ -58,10 +58,11 @@ class Bench:
 
     def calls(self, direction: Direction, sets: int) -> Callable[[], object]:
         """The call to time, going round `sets` sets of buffers, this bench's own among them."""
-        others = [self._again().call(direction) for _ in range(sets - 1)]
+        others = [self.again().call(direction) for _ in range(sets - 1)]
         return going_round([self.call(direction), *others])
 
-    def _again(self) -> Bench:
+    def again(self) -> Bench:
+        """The same op on other buffers."""
         made = inputs_of(self.contender, self.inputs.workload)
         state = new_state(made.weight, self.state.seed)
         return Bench(self.contender, self.op, made, state, self.repeats)

@@ -16,6 +16,7 @@ from random import Random
 from time import monotonic
 
 from sbnbench.bench import Bench, going_round
+from sbnbench.caches import cache_bytes
 from sbnbench.clocks import Call, Clock, settle
 from sbnbench.failures import classify
 from sbnbench.floor import Floors, Traffic, traffic_of
@@ -32,24 +33,30 @@ TRIALS = 3
 
 @dataclass(eq=False)
 class Entrant:
-    """A call that is timed in every round, next to the baseline."""
+    """A call that is timed in every round, next to a call of the baseline that is its own.
+
+    Both make the same number of loops: the first call of a sample finds colder caches than the
+    others, and must weigh the same on both sides.
+    """
 
     call: Call
+    partner: Call
     loops: int
     time: list[float] = field(default_factory=list)
     baseline: list[float] = field(default_factory=list)
 
-    def pair(self, clock: Clock, against: Entrant, first: bool) -> None:
+    def pair(self, clock: Clock, first: bool) -> None:
         """Time this call and the baseline's; `first` tells whether this one comes first."""
         if first:
             self.time.append(clock.time(self.call, self.loops))
-        self.baseline.append(clock.time(against.call, against.loops))
+        self.baseline.append(clock.time(self.partner, self.loops))
         if not first:
             self.time.append(clock.time(self.call, self.loops))
 
-    def seconds(self, against: Entrant) -> float:
+    @property
+    def seconds(self) -> float:
         """Time spent inside samples."""
-        return sum(self.time) * self.loops + sum(self.baseline) * against.loops
+        return (sum(self.time) + sum(self.baseline)) * self.loops
 
 
 def measure(
@@ -78,15 +85,18 @@ def measure(
     calls = [bench.call(direction) for bench in (baseline, *benches)]
     clock, reason = settle(clock, calls, device)
     with quiet():
+        partners = _partners(baseline, direction, clock, len(benches) + 1)
+        against = loops.warmed("the baseline", partners[0], clock.sets(baseline.size))
         entrants = []
-        for bench in (baseline, *benches):
-            doing("" if bench is baseline else bench.contender.id)
+        for bench, partner in zip(benches, partners[1:], strict=True):
+            doing(bench.contender.id)
             sets = clock.sets(bench.size)
-            name = "the baseline" if bench is baseline else bench.contender.id
-            entrants.append(loops.entrant(name, bench.calls(direction, sets), sets))
+            call = bench.calls(direction, sets)
+            own = loops.warmed(bench.contender.id, call, sets)
+            clock.time(partner, 1)
+            entrants.append(Entrant(call, partner, max(own, against)))
         doing("")
-        against = entrants.pop(0)
-        floors, problem = _floors(clock, benches, direction, loops)
+        floors, problem = _floors(clock, benches, direction, loops, partners[0], against)
         everyone = [*entrants, *dict.fromkeys(floor.entrant for floor in floors)]
         watch = Watch(gpu)
         share = options.seconds / options.processes
@@ -95,7 +105,7 @@ def measure(
             if rounds >= options.min_rounds and monotonic() - start >= share:
                 break
             for index, first in order:
-                everyone[index].pair(clock, against, first)
+                everyone[index].pair(clock, first)
             watch.round()
             on_time(min(1.0, (monotonic() - start) / share))
         seen = watch.facts()
@@ -108,7 +118,7 @@ def measure(
             entrant.time,
             entrant.baseline,
             entrant.loops,
-            against.loops,
+            entrant.loops,
             clock.name,
             floors[i].sampled() if floors else None,
             seen,
@@ -117,7 +127,22 @@ def measure(
         )
         for i, (bench, entrant) in enumerate(zip(benches, entrants, strict=True))
     ]
-    return sampled, sum(e.seconds(against) for e in everyone)
+    return sampled, sum(e.seconds for e in everyone)
+
+
+def _partners(baseline: Bench, direction: Direction, clock: Clock, count: int) -> list[Call]:
+    """Calls of the baseline: one for the floors, then one for each contender.
+
+    What ran a moment ago finds its data in the caches. One baseline for all would be in every pair,
+    its contenders in one pair a round: it would look 10 % faster than itself. So each contender
+    has a baseline with buffers of its own, last used when it was. Where one set of buffers fills
+    the caches, nothing is left there anyhow, and one baseline serves all.
+    """
+    sets = clock.sets(baseline.size)
+    call = baseline.calls(direction, sets)
+    if baseline.size > cache_bytes(baseline.inputs.workload.device):
+        return [call] * count
+    return [call, *(baseline.again().calls(direction, sets) for _ in range(count - 1))]
 
 
 @dataclass
@@ -132,7 +157,12 @@ class _Floor:
 
 
 def _floors(
-    clock: Clock, benches: Sequence[Bench], direction: Direction, loops: Loops
+    clock: Clock,
+    benches: Sequence[Bench],
+    direction: Direction,
+    loops: Loops,
+    partner: Call,
+    partner_loops: int,
 ) -> tuple[list[_Floor], str]:
     """A floor for each bench, the same one where the bytes are the same; or none, and why."""
     device = benches[0].inputs.workload.device
@@ -150,7 +180,8 @@ def _floors(
         for traffic in dict.fromkeys(wanted):
             call = going_round([f.call(traffic) for f in copies])
             name = f"floor {traffic.read}/{traffic.written}"
-            entrant = loops.entrant(name, call, len(copies))
+            own = loops.warmed(name, call, len(copies))
+            entrant = Entrant(call, partner, max(own, partner_loops))
             made[traffic] = _Floor(traffic, floors.ways(traffic), entrant)
     except Exception as error:  # such as no memory left for it: the contenders are timed anyway
         return [], f"no floor was timed: {classify(error)[1]}"
@@ -166,14 +197,14 @@ class Loops:
     known: Calibration
     direction: Direction
 
-    def entrant(self, name: str, call: Call, sets: int = 1) -> Entrant:
-        """A call, warm, with its loops."""
+    def warmed(self, name: str, call: Call, sets: int = 1) -> int:
+        """The loops of a call, which is warm afterwards."""
         key = f"{self.direction} {name}"
         if key in self.known.loops:
             self.clock.time(call, sets)
         else:
             self.known.loops[key] = self.calibrated(call, sets)
-        return Entrant(call, self.known.loops[key])
+        return self.known.loops[key]
 
     def calibrated(self, call: Call, sets: int = 1) -> int:
         """Calls in a sample, so that it lasts `sample_seconds` and goes round all `sets` of

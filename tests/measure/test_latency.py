@@ -35,6 +35,7 @@ class FakeClock:
         self.made = sets
         for bench in benches:
             bench.call = self._named(bench)  # type: ignore[method-assign]
+            bench.again = lambda bench=bench: bench  # type: ignore[method-assign,misc]
 
     def _named(self, bench: Bench) -> Callable[..., Any]:
         def call(direction: str) -> Callable[[], object]:
@@ -172,3 +173,46 @@ def test_the_floor_of_the_fake_engine_is_the_real_one() -> None:
     assert (bn.floor.read, bn.floor.written, bn.floor.known) == (2 * tensor, tensor, True)
     assert set(bn.floor.ways) <= {"sum", "dot", "copy_", "copyto"}
     assert floor.steps(floor.Moves(2 * tensor, tensor, 1, tensor)).swept == tensor // 4
+
+
+def test_each_contender_has_a_baseline_with_buffers_of_its_own() -> None:
+    made = benches("bn@aten", "bn@eager", "fs@eager")
+    seen: dict[str, set[int]] = {}
+    now = "warming"
+
+    def watched(bench: Bench) -> Any:
+        forward = bench.op.forward
+
+        def run(x: Any, *rest: Any) -> Any:
+            seen.setdefault(f"{now} {bench.contender.id}", set()).add(x.data_ptr())
+            return forward(x, *rest)
+
+        return run
+
+    for bench in made:
+        bench.op.forward = watched(bench)
+
+    class Watching(FakeClock):
+        def time(self, call: Any, loops: int) -> float:
+            call()
+            return 1e-3
+
+    clock = Watching([])
+    measure(made[0], made[1:], "fwd", OPTIONS, clock, random.Random(1))
+    assert len(seen["warming bn@aten"]) == 3  # one for the floors, one for each contender
+
+
+def test_both_sides_of_a_pair_make_the_same_number_of_loops() -> None:
+    made = benches("bn@aten", "bn@eager")
+    asked: list[tuple[str, int]] = []
+
+    class Quick(FakeClock):
+        def time(self, call: Any, loops: int) -> float:
+            name = getattr(call, "of", "floor")
+            asked.append((name, loops))
+            return {"bn@aten": 1e-5, "bn@eager": 1e-3}.get(name, 1e-4)
+
+    sampled, _ = measure(made[0], made[1:], "fwd", OPTIONS, Quick(made), random.Random(1))
+    assert sampled[0].loops == sampled[0].baseline_loops > 1
+    last = asked[-2:]
+    assert last[0][1] == last[1][1]
