@@ -43,7 +43,7 @@ def test_a_gpu_by_name_brings_its_architecture(sbnbench: Run) -> None:
         (("mabn",), "no backend 'triton'"),
         (("bn@eager",), "only the backend triton"),
         (("bn", "--arch", "sm_12"), "unknown architecture"),
-        (("bn", "--gpu", "h10"), "did you mean h100"),
+        (("bn", "--gpu", "h100-smx"), "did you mean h100"),
         (("bn", "--gpu", "a100-80gb", "--arch", "sm_90"), "is sm_80"),
         (("bn", "--dtype", "float64"), "float64"),
         (("bn", "--dtype", "int8"), "unknown dtype"),

@@ -116,8 +116,9 @@ def test_predicted_time_is_bytes_over_bandwidth():
     h100 = find_gpu("h100-sxm")
     assert predicted_seconds(moved, h100) == pytest.approx(3 * 32 * 64 * 56 * 56 * 2 / 3.35e12)
     assert all(predicted_seconds(moved, gpu) > 1e-7 for gpu in GPUS.values())
+    assert find_gpu("h100") is h100
     with pytest.raises(UnknownName, match="h100"):
-        find_gpu("h100")
+        find_gpu("h100-smx")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
