@@ -308,7 +308,7 @@ def format_param(value: ParamValue) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        if 0 < value < 1 and abs(1 / value - round(1 / value)) < 1e-9:
+        if 1e-3 < value < 1 and abs(1 / value - round(1 / value)) < 1e-9:
             return f"1/{round(1 / value)}"
         return f"{value:g}"
     return str(value)

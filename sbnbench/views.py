@@ -175,7 +175,7 @@ def _show_normalizers(console: Console, entries: list[dict[str, Any]], long: boo
         for p in e["params"]:
             default = format_param(p["default"])
             console.print(
-                f"  parameter {p['name']} = {default}  [{p['bounds']}]  {p['help']}", markup=False
+                f"  parameter {p['name']} = {default}  in {p['bounds']}  {p['help']}", markup=False
             )
         console.print()
 
