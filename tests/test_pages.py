@@ -47,8 +47,8 @@ def test_the_long_listing(sbnbench, monkeypatch: pytest.MonkeyPatch) -> None:
         "in eval(): by the running statistics",
         "state: weight, bias, running_mean, running_var, num_batches_tracked",
         "no aten: PyTorch has no fused operator for it",
-        "parameter ratio = 1/16  [(0, 1]]",
-        "parameter position = per-sample  [per-sample | shared | fixed]",
+        "parameter ratio = 1/16  in (0, 1]",
+        "parameter position = per-sample  in per-sample | shared | fixed",
         "notes: One position",
     ):
         assert fact in section, section
