@@ -284,7 +284,8 @@ def test_it_is_an_entry_point_of_the_package() -> None:
 
 
 @pytest.mark.slow
-def test_a_real_one(session, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_real_one(session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads wait for each other beside a neighbour
     text = HEAD + (
         "@pytest.mark.sbn_gate(not_slower_than='bn@aten', threshold=1.0, seconds=1.2)\n"
         "def test_same(sbn_benchmark):\n    sbn_benchmark('bn@aten', IN, batch=4)\n"
