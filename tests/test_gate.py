@@ -155,9 +155,10 @@ def gate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         )
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
     # One thread: two of them wait for each other whenever a neighbour has one of two cores.
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "sbnbench", "gate", *arguments],
-        cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=folder, capture_output=True, text=True, env=environment,
     )  # fmt: skip
 
 
