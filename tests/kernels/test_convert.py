@@ -154,9 +154,9 @@ def test_swapped_layers_are_swapped_again():
     model = convert(convert(Net(), "gn", groups=4), "fs", ratio=0.5, only="blocks.*")
     chosen = {k: layer.contender.id for k, layer in norms(model).items()}
     assert chosen == {
-        "blocks.0.1": "fs[ratio=1/2,eps=1/100000]@eager",
-        "blocks.1.1": "fs[ratio=1/2,eps=1/100000]@eager",
-        "neck.1": "gn[groups=4,eps=1/100000]@eager",
+        "blocks.0.1": "fs[ratio=1/2,eps=1e-05]@eager",
+        "blocks.1.1": "fs[ratio=1/2,eps=1e-05]@eager",
+        "neck.1": "gn[groups=4,eps=1e-05]@eager",
     }
     assert norms(model)["blocks.0.1"].running_mean is not None
     assert norms(model)["neck.1"].replaces is nn.BatchNorm2d
