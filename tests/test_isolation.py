@@ -78,8 +78,8 @@ def run(folder: Path, name: str, after: int) -> tuple[int, dict[str, tuple[str, 
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "sbnbench", "run", "-s", folder / "suite.toml"]
     done = subprocess.run(
-        [*command, "--out", folder / "out", "--timeout", "20"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=200,
+        [*command, "--out", folder / "out", "--timeout", "20" if name == "hang" else "120"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=500,
     )  # fmt: skip
     records = load(folder / "out").records
     return done.returncode, {r.contender: (r.status, r.reason) for r in records}
