@@ -10,7 +10,7 @@ Hot, a call finds in the caches what its last turn left there. Cold, the caches 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import repeat
 from time import perf_counter
 from typing import Any, Protocol
@@ -90,7 +90,7 @@ def clock_for(device: str, options: LatencyOptions = LatencyOptions()) -> Clock:
     return cuda_clocks.Graphs(device, cold)
 
 
-def settle(clock: Clock, calls: Sequence[Call], device: str) -> tuple[Clock, str]:
+def settle(clock: Clock, calls: Iterable[Call], device: str) -> tuple[Clock, str]:
     """A clock that can time all of these calls, and why it is not the one asked for.
 
     A call that cannot be captured in a graph has the whole group timed by events: a ratio of times

@@ -283,11 +283,12 @@ def measure_latency(
     clock = clock_for(device, block.latency)
     watched = gpu_of(device)
     known = task.known or Calibration()
+    baselines = latency.partners(baseline, len(standing.benches))
     timed = 0.0
     for step, direction in enumerate(block.directions):
         on_time = throttled(send, step, len(block.directions))
         sampled, seconds = latency.measure(
-            baseline,
+            baselines,
             standing.benches,
             direction,
             block.latency,

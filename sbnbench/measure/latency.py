@@ -60,8 +60,8 @@ class Entrant:
 
 
 def measure(
-    baseline: Bench,
-    benches: list[Bench],
+    baselines: Sequence[Bench],
+    benches: Sequence[Bench],
     direction: Direction,
     options: LatencyOptions,
     clock: Clock,
@@ -75,20 +75,24 @@ def measure(
     """The pairs that one process takes in its share of `options.seconds`, and the seconds that it
     spent inside samples.
 
-    At least `min_rounds` rounds are made however long they last, so that slow contenders
-    have an interval too. With `energy` the joules of a call are taken too, where the GPU counts.
-    `doing` hears which contender is warming up alone, where a crash or a hang would show first.
-    What is `known` from an earlier process is not calibrated again; what is not is added to it.
+    `baselines` are what `partners` gave: the floors' own and one for each of `benches`. At least
+    `min_rounds` rounds are made however long they last, so that slow contenders have an interval
+    too. With `energy` the joules of a call are taken too, where the GPU counts. `doing` hears which
+    contender is warming up alone, where a crash or a hang would show first. What is `known` from an
+    earlier process is not calibrated again; what is not is added to it.
     """
     loops = Loops(clock, options, Calibration() if known is None else known, direction)
+    baseline = baselines[0]
     device = baseline.inputs.workload.device
-    calls = [bench.call(direction) for bench in (baseline, *benches)]
-    clock, reason = settle(clock, calls, device)
+    clock, reason = settle(clock, (b.call(direction) for b in (baseline, *benches)), device)
     with quiet():
-        partners = _partners(baseline, direction, clock, len(benches) + 1)
-        against = loops.warmed("the baseline", partners[0], clock.sets(baseline.size))
+        sets = clock.sets(baseline.size)
+        # Of one bench one call: where all share a baseline, each finds what another left of it.
+        made = {id(b): b.calls(direction, sets) for b in baselines}
+        floors_partner, *bench_partners = (made[id(b)] for b in baselines)
+        against = loops.warmed("the baseline", floors_partner, sets)
         entrants = []
-        for bench, partner in zip(benches, partners[1:], strict=True):
+        for bench, partner in zip(benches, bench_partners, strict=True):
             doing(bench.contender.id)
             sets = clock.sets(bench.size)
             call = bench.calls(direction, sets)
@@ -96,7 +100,7 @@ def measure(
             clock.time(partner, 1)
             entrants.append(Entrant(call, partner, max(own, against)))
         doing("")
-        floors, problem = _floors(clock, benches, direction, loops, partners[0], against)
+        floors, problem = _floors(clock, benches, direction, loops, floors_partner, against)
         everyone = [*entrants, *dict.fromkeys(floor.entrant for floor in floors)]
         watch = Watch(gpu)
         share = options.seconds / options.processes
@@ -130,19 +134,17 @@ def measure(
     return sampled, sum(e.seconds for e in everyone)
 
 
-def _partners(baseline: Bench, direction: Direction, clock: Clock, count: int) -> list[Call]:
-    """Calls of the baseline: one for the floors, then one for each contender.
+def partners(baseline: Bench, count: int) -> list[Bench]:
+    """Baselines to time against: one for the floors, then one for each of `count` contenders.
 
     What ran a moment ago finds its data in the caches. One baseline for all would be in every pair,
     its contenders in one pair a round: it would look 10 % faster than itself. So each contender
     has a baseline with buffers of its own, last used when it was. Where one set of buffers fills
     the caches, nothing is left there anyhow, and one baseline serves all.
     """
-    sets = clock.sets(baseline.size)
-    call = baseline.calls(direction, sets)
     if baseline.size > cache_bytes(baseline.inputs.workload.device):
-        return [call] * count
-    return [call, *(baseline.again().calls(direction, sets) for _ in range(count - 1))]
+        return [baseline] * (count + 1)
+    return [baseline, *(baseline.again() for _ in range(count))]
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 from sbnbench import floor
 from sbnbench.bench import Bench, set_up
 from sbnbench.measure import latency
-from sbnbench.measure.latency import measure
+from sbnbench.measure.latency import partners
 from sbnbench.model import LatencyOptions, Workload
 from sbnbench.nvml import Gpu
 from sbnbench.registry import parse_contender
@@ -63,12 +63,15 @@ def benches(*names: str) -> list[Bench]:
     return [set_up(parse_contender(name), WORKLOAD, 0) for name in names]
 
 
+def measure(made: list[Bench], clock: Any, **options: Any) -> Any:
+    baselines = partners(made[0], len(made) - 1)
+    return latency.measure(baselines, made[1:], "fwd", OPTIONS, clock, random.Random(1), **options)
+
+
 def run(*names: str, clock: Any = None, gpu: Any = None, energy: bool = False) -> Any:
-    baseline, *others = made = benches("bn@aten", *names)
+    made = benches("bn@aten", *names)
     used = clock or FakeClock(made)
-    found = measure(
-        baseline, others, "fwd", OPTIONS, used, random.Random(1), gpu=gpu, energy=energy
-    )
+    found = measure(made, used, gpu=gpu, energy=energy)
     return used, *found
 
 
@@ -121,14 +124,14 @@ def test_a_single_call_a_sample_where_the_clock_says_so() -> None:
     made = benches("bn@aten", "bn@eager")
     clock = FakeClock(made)
     clock.single = True
-    sampled, _ = measure(made[0], made[1:], "fwd", OPTIONS, clock, random.Random(1))
+    sampled, _ = measure(made, clock)
     assert sampled[0].loops == 1
 
 
 def test_loops_go_round_all_sets_of_buffers() -> None:
     made = benches("bn@aten", "bn@eager")
     clock = FakeClock(made, sets=4)
-    sampled, _ = measure(made[0], made[1:], "fwd", OPTIONS, clock, random.Random(1))
+    sampled, _ = measure(made, clock)
     assert sampled[0].loops == sampled[0].baseline_loops == 4
     assert sampled[0].floor.loops == 4  # type: ignore[union-attr]
 
@@ -198,7 +201,7 @@ def test_each_contender_has_a_baseline_with_buffers_of_its_own() -> None:
             return 1e-3
 
     clock = Watching([])
-    measure(made[0], made[1:], "fwd", OPTIONS, clock, random.Random(1))
+    measure(made, clock)
     assert len(seen["warming bn@aten"]) == 3  # one for the floors, one for each contender
 
 
@@ -212,7 +215,7 @@ def test_both_sides_of_a_pair_make_the_same_number_of_loops() -> None:
             asked.append((name, loops))
             return {"bn@aten": 1e-5, "bn@eager": 1e-3}.get(name, 1e-4)
 
-    sampled, _ = measure(made[0], made[1:], "fwd", OPTIONS, Quick(made), random.Random(1))
+    sampled, _ = measure(made, Quick(made))
     assert sampled[0].loops == sampled[0].baseline_loops > 1
     last = asked[-2:]
     assert last[0][1] == last[1][1]
