@@ -84,12 +84,19 @@ def set_up(contender: Contender, workload: Workload, seed: int) -> Bench:
 
 def inputs_of(contender: Contender, workload: Workload, draw: int = 0) -> Inputs:
     """Inputs that nothing else holds. Their values are made once for all contenders of a block."""
-    made = _made(workload, virtual_rows(contender), draw)
+    made, virtual = _real(workload, draw), virtual_rows(contender)
+    if virtual:
+        made = _virtual(workload, virtual, draw)
     copies = {name: getattr(made, name).clone() for name in ("x", "dy", "weight", "bias")}
     return replace(made, **copies)
 
 
-_made = lru_cache(maxsize=4)(inputs.make)
+_real = lru_cache(maxsize=2)(inputs.make_real)
+
+
+@lru_cache(maxsize=2)
+def _virtual(workload: Workload, rows: int, draw: int) -> Inputs:
+    return inputs.with_virtual(_real(workload, draw), rows, draw)
 
 
 def new_state(like: Tensor, seed: int) -> State:

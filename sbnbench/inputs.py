@@ -7,7 +7,7 @@ reference sees what the contender saw.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -69,36 +69,58 @@ def make(workload: Workload, num_virtual: int = 0, draw: int = 0) -> Inputs:
     NotApplicable where the memory format or so many virtual rows do not exist for this input,
     UsageError where the shape is not the layer's, Unavailable without the extra `real`.
     """
-    check(workload, num_virtual)
+    made = make_real(workload, draw)
+    return with_virtual(made, num_virtual, draw) if num_virtual else made
+
+
+def make_real(workload: Workload, draw: int = 0) -> Inputs:
+    """`make` without virtual rows."""
+    check(workload)
     layer = layer_of(workload.source)
     if layer is None:
         channels = Channels(workload.channels, workload.spatial, workload.seed)
         x = channels.rows(workload.batch, "batch", draw)
-        virtual = channels.virtual(num_virtual, "batch", draw)
-        mean, deviation = channels.mean, channels.deviation
+        scale = channels.mean, channels.deviation
     else:
-        rows = activations(layer)
-        # 97 has no factor in common with ROWS: no two of the first ROWS draws start alike.
-        start = 97 * (31 * workload.seed + draw)
-        x = rows.rows([(start + n) % ROWS for n in range(workload.batch)])
-        virtual = rows.virtual([(start + n) % VIRTUAL for n in range(num_virtual)])
-        mean, deviation = rows.mean.float(), rows.var.sqrt().float()
-    dy, virtual_dy = (
-        _gradient(part, mean, deviation, workload.seed, name, draw)
-        for part, name in ((x, "real"), (virtual, "virtual"))
-    )
+        found = activations(layer)
+        start = _start(workload, draw)
+        x = found.rows([(start + n) % ROWS for n in range(workload.batch)])
+        scale = found.mean.float(), found.var.sqrt().float()
+    dy = _gradient(x, *scale, workload.seed, "real", draw)
     source = generator("affine", workload.seed, draw)
     weight = 0.5 + torch.rand(workload.channels, generator=source)
     weight[torch.rand(workload.channels, generator=source) < 1 / 8] *= -1
     bias = 0.5 * torch.randn(workload.channels, generator=source)
     return Inputs(
         workload,
-        num_virtual,
-        place(_joined(x, virtual), workload),
-        place(_joined(dy, virtual_dy), workload),
+        0,
+        place(x, workload),
+        place(dy, workload),
         _affine(weight, workload),
         _affine(bias, workload),
     )
+
+
+def with_virtual(real: Inputs, num_virtual: int, draw: int = 0) -> Inputs:
+    """What `make_real` gave, with virtual rows of the same draw after its own."""
+    workload = real.workload
+    check(workload, num_virtual)
+    layer = layer_of(workload.source)
+    if layer is None:
+        channels = Channels(workload.channels, workload.spatial, workload.seed)
+        x = channels.virtual(num_virtual, "batch", draw)
+        scale = channels.mean, channels.deviation
+    else:
+        found = activations(layer)
+        start = _start(workload, draw)
+        x = found.virtual([(start + n) % VIRTUAL for n in range(num_virtual)])
+        scale = found.mean.float(), found.var.sqrt().float()
+    dy = _gradient(x, *scale, workload.seed, "virtual", draw)
+    x, dy = (
+        place(torch.cat((rows, place(virtual, workload))), workload)
+        for rows, virtual in ((real.x, x), (real.dy, dy))
+    )
+    return replace(real, num_virtual=num_virtual, x=x, dy=dy)
 
 
 def virtual_rows(contender: Contender) -> int:
@@ -159,8 +181,10 @@ def place(values: Tensor, workload: Workload) -> Tensor:
     return placed.contiguous()
 
 
-def _joined(real: Tensor, virtual: Tensor) -> Tensor:
-    return torch.cat((real, virtual)) if len(virtual) else real
+def _start(workload: Workload, draw: int) -> int:
+    """The first row of a draw: 97 has no factor in common with ROWS, so no two of the first ROWS
+    draws start alike."""
+    return 97 * (31 * workload.seed + draw)
 
 
 def _gradient(x: Tensor, mean: Tensor, deviation: Tensor, *key: object) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbnbench.bench import Bench, new_state
+from sbnbench.bench import Bench, inputs_of, new_state
 from sbnbench.errors import VerificationFailed
 from sbnbench.inputs import Inputs
 from sbnbench.model import Contender
@@ -39,6 +39,9 @@ SLACK = 32.0
 """An ill-conditioned channel (a nearly constant sample far from 0) amplifies rounding. A result may
 differ by this many times what one rounding of x, in the precision of the statistics, does to the
 reference. Looked at only where TOLERANCE is exceeded."""
+
+_KEPT = 1 << 14
+"""Values of a result that are kept to compare a later one with."""
 
 NAMES = ("y", "dx", "dweight", "dbias", "running_mean", "running_var")
 
@@ -77,10 +80,7 @@ def reference(
 
 
 def check(bench: Bench, inputs: Inputs, seed: int) -> dict[str, float]:
-    """The error of each output, as |a−r| / (RMS(r) + |r|); VerificationFailed above tolerance.
-
-    Called again after timing with fresh inputs, it also catches buffers left from before.
-    """
+    """The error of each output, as |a−r| / (RMS(r) + |r|); VerificationFailed above tolerance."""
     try:
         wanted = reference(bench.contender, inputs, seed)
     except (RuntimeError, NotImplementedError) as error:
@@ -103,6 +103,35 @@ def check(bench: Bench, inputs: Inputs, seed: int) -> dict[str, float]:
                 f"(allowed {allowed:.2g} of its RMS)"
             )
     return errors
+
+
+class Repeat:
+    """What a bench gives on inputs other than those that are timed: before, and again after.
+
+    Made before `check`, whose inputs are others: an op that repeats an answer, its first or its
+    last, passes not both. Some thousand values of each result are kept.
+    """
+
+    def __init__(self, bench: Bench, seed: int) -> None:
+        self._bench, self._seed = bench, seed
+        self._before = self._values()
+
+    def check(self) -> None:
+        """VerificationFailed unless the results are those of before."""
+        allowed = TOLERANCE[self._bench.inputs.x.dtype]
+        for name, value in self._values().items():
+            if not distance(value, self._before[name]) <= allowed:
+                raise VerificationFailed(f"after timing, the same inputs give another {name}")
+
+    def _values(self) -> dict[str, Tensor]:
+        inputs = inputs_of(self._bench.contender, self._bench.inputs.workload, draw=1)
+        found = results(self._bench, inputs, self._seed + 1)
+        # An odd step, so that all columns of a map and all channels are met.
+        return {
+            name: t.reshape(-1)[:: t.numel() // _KEPT | 1].double()
+            for name, t in found.items()
+            if t is not None
+        }
 
 
 def same_form(
@@ -157,10 +186,11 @@ def fresh_memory_is_nan() -> Iterator[None]:
     was = torch.are_deterministic_algorithms_enabled()
     fills: Any = torch.utils.deterministic
     fill = fills.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # What use_deterministic_algorithms calls, after a second that it spends importing Inductor.
+    torch._C._set_deterministic_algorithms(True, warn_only=True)
     fills.fill_uninitialized_memory = True
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was)
+        torch._C._set_deterministic_algorithms(was)
         fills.fill_uninitialized_memory = fill

@@ -14,9 +14,10 @@ import random
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -45,6 +46,19 @@ if TYPE_CHECKING:
 
 Send = Callable[[Event], None]
 
+NEEDED = (
+    "torch.fx.experimental.symbolic_shapes",  # a quarter of a second in every first autograd.grad
+    "sbnbench.measure.error",
+    "sbnbench.measure.latency",
+    "sbnbench.measure.memory",
+    "sbnbench.verify",
+    "sbnbench_kernels.aten.batch",
+    "sbnbench_kernels.aten.grouped",
+    "sbnbench_kernels.eager.grouped",
+    "sbnbench_kernels.eager.sampled",
+)
+"""What nearly every task imports. Of plug-ins nothing: what they do is each task's own risk."""
+
 
 def main() -> int:
     """Serve tasks from standard input until it closes."""
@@ -64,6 +78,8 @@ def main() -> int:
             send(Spawned(os.getpid()))
             send(Ended(run(task, send)))
             return 0
+        if task.sources:
+            name_cache(task.sources)
         pid = os.fork()
         if pid == 0:
             die_with_parent()
@@ -91,13 +107,9 @@ def sender(channel: BinaryIO) -> Send:
 def import_everything() -> dict[str, Any]:
     """Import what a task needs, and say what torch knows of itself."""
     import torch
-    import torch._inductor  # a second, which the first use of deterministic algorithms would take
 
-    import sbnbench.measure.error
-    import sbnbench.measure.latency
-    import sbnbench.measure.memory
-    import sbnbench.verify  # noqa: F401
-
+    for module in NEEDED:
+        import_module(module)
     return {
         "torch": {
             "version": str(torch.__version__),
@@ -127,6 +139,16 @@ def run(task: Task, send: Send) -> int:
     return 0
 
 
+def name_cache(sources: Sequence[str]) -> None:
+    """Hash what activations are made of, once for all tasks; who needs it says what is missing."""
+    from sbnbench import activations
+    from sbnbench.layers import layer_of
+
+    with suppress(Exception):
+        for layer in filter(None, map(layer_of, sources)):
+            activations.folder(layer)
+
+
 def prepare(task: Task, send: Send) -> None:
     """Make the inputs that take long, once, into the cache."""
     from sbnbench import activations
@@ -141,6 +163,7 @@ def run_block(task: Task, send: Send) -> None:
     import torch
 
     from sbnbench.bench import set_up
+    from sbnbench.verify import Repeat
 
     block = task.block
     assert block is not None
@@ -152,6 +175,7 @@ def run_block(task: Task, send: Send) -> None:
     # 11 executions against 10 in every sample: an exact 10 %, however few calls a sample has.
     slow = Fraction(1 + task.slowdown).limit_denominator(100)
     standing = Standing(send)
+    repeats: dict[str, Repeat] = {}
     spent = Stopwatch()
     # What is allocated first lies differently from what is allocated last, in every process alike
     # if the order were always the same.
@@ -169,6 +193,7 @@ def run_block(task: Task, send: Send) -> None:
                     bench = set_up(contender, block.workload, task.seed)
                 if first:
                     with spent("verification"):
+                        repeats[contender.id] = Repeat(bench, task.seed)
                         standing.passed(contender.id, examine(bench, task.seed))
                 bench.repeats = slow.numerator
                 standing.benches.append(bench)
@@ -189,7 +214,7 @@ def run_block(task: Task, send: Send) -> None:
             with spent("verification"):
                 for bench in standing.benches:
                     with standing.guard(bench.contender.id):
-                        recheck(bench, task.seed)
+                        repeats[bench.contender.id].check()
             with spent("other measures"):
                 if "memory" in block.measures:
                     measure_memory(standing, block, send)
@@ -256,14 +281,6 @@ def examine(bench: Any, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
     if hasattr(bench.op, "describe"):
         facts["sampled_share"], notes = bench.op.describe(tuple(bench.inputs.x.shape))
     return facts, notes
-
-
-def recheck(bench: Any, seed: int) -> None:
-    """Verify again after timing, on inputs that this bench has not seen."""
-    from sbnbench.bench import inputs_of
-    from sbnbench.verify import check
-
-    check(bench, inputs_of(bench.contender, bench.inputs.workload, draw=1), seed + 1)
 
 
 def measure_latency(

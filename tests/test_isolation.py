@@ -107,7 +107,7 @@ def test_who_takes_its_process_along_falls_alone(
 @pytest.mark.parametrize(
     ("name", "after", "status", "reason"),
     [
-        ("raise", 0, "failed-verification", "no more"),
+        ("raise", 0, "error", "no more"),
         ("memory", 0, "out-of-memory", "no room"),
         ("nan", 99, "failed-verification", "y differs"),
     ],

@@ -197,19 +197,46 @@ def _at_step(state: Any, step: int) -> Any:
     return state
 
 
-def test_last_rounds_buffer_is_caught_by_fresh_inputs() -> None:
+def repeating(after: int) -> Any:
+    """A bench whose op, after so many calls, gives its last answer whatever it is asked."""
     kept: list[Any] = []
 
     def stale(op: Any, *given: Any) -> Any:
-        if not kept:
+        if len(kept) < after:
             kept.append(op.forward(*given))
-        return kept[0]
+        return kept[-1]
 
-    found = wrapped(bench("bn@aten"), stale)
+    return wrapped(bench("bn@aten"), stale)
+
+
+def test_a_first_answer_kept_for_ever_is_caught_before_timing() -> None:
+    found = repeating(after=1)
     with torch.no_grad():
-        verify.check(found, found.inputs, 0)
+        verify.Repeat(found, 0)
         with pytest.raises(VerificationFailed):
-            verify.check(found, found.inputs.fresh(1), 1)
+            verify.check(found, found.inputs, 0)
+
+
+@pytest.mark.parametrize("calls", [0, 3])
+def test_a_buffer_kept_while_timing_is_caught_after_it(calls: int) -> None:
+    found = repeating(after=2 + calls)
+    with torch.no_grad():
+        repeat = verify.Repeat(found, 0)
+        verify.check(found, found.inputs, 0)
+        for _ in range(calls):
+            found.call("fwd")()
+        with pytest.raises(VerificationFailed, match="another y"):
+            repeat.check()
+
+
+@pytest.mark.parametrize("text", ["bn@eager", "fs@eager", "ns@eager", "brn@eager", "online@eager"])
+def test_timing_changes_nothing_of_what_is_right(text: str) -> None:
+    found = bench(text)
+    with torch.no_grad():
+        repeat = verify.Repeat(found, 0)
+        for _ in range(5):
+            found.call("fwd_bwd")()
+        repeat.check()
 
 
 def test_an_ill_conditioned_channel_is_not_blamed_and_excuses_no_other() -> None:

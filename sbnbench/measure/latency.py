@@ -75,11 +75,11 @@ def measure(
     """The pairs that one process takes in its share of `options.seconds`, and the seconds that it
     spent inside samples.
 
-    `baselines` are what `partners` gave: the floors' own and one for each of `benches`. At least
-    `min_rounds` rounds are made however long they last, so that slow contenders have an interval
-    too. With `energy` the joules of a call are taken too, where the GPU counts. `doing` hears which
-    contender is warming up alone, where a crash or a hang would show first. What is `known` from an
-    earlier process is not calibrated again; what is not is added to it.
+    `baselines` are what `partners` gave for `benches`. At least `min_rounds` rounds are made
+    however long they last, so that slow contenders have an interval too. With `energy` the joules
+    of a call are taken too, where the GPU counts. `doing` hears which contender is warming up
+    alone, where a crash or a hang would show first. What is `known` from an earlier process is not
+    calibrated again; what is not is added to it.
     """
     loops = Loops(clock, options, Calibration() if known is None else known, direction)
     baseline = baselines[0]
@@ -87,20 +87,22 @@ def measure(
     clock, reason = settle(clock, (b.call(direction) for b in (baseline, *benches)), device)
     with quiet():
         sets = clock.sets(baseline.size)
-        # Of one bench one call: where all share a baseline, each finds what another left of it.
-        made = {id(b): b.calls(direction, sets) for b in baselines}
-        floors_partner, *bench_partners = (made[id(b)] for b in baselines)
-        against = loops.warmed("the baseline", floors_partner, sets)
+        stays = sum(b.size for b in (*baselines, *benches)) <= cache_bytes(device)
+        pool = [b.calls(direction, sets) for b in baselines]
+        against = loops.warmed("the baseline", pool[0], sets)
+        if len(pool) == 1:
+            pool *= len(benches) + 1
         entrants = []
-        for bench, partner in zip(benches, bench_partners, strict=True):
+        for bench, partner in zip(benches, pool[1:], strict=True):
             doing(bench.contender.id)
             sets = clock.sets(bench.size)
             call = bench.calls(direction, sets)
             own = loops.warmed(bench.contender.id, call, sets)
-            clock.time(partner, 1)
+            if stays:  # otherwise the next calls would push it out again
+                clock.time(partner, 1)
             entrants.append(Entrant(call, partner, max(own, against)))
         doing("")
-        floors, problem = _floors(clock, benches, direction, loops, floors_partner, against)
+        floors, problem = _floors(clock, benches, direction, loops, pool[0], against)
         everyone = [*entrants, *dict.fromkeys(floor.entrant for floor in floors)]
         watch = Watch(gpu)
         share = options.seconds / options.processes
@@ -135,7 +137,8 @@ def measure(
 
 
 def partners(baseline: Bench, count: int) -> list[Bench]:
-    """Baselines to time against: one for the floors, then one for each of `count` contenders.
+    """Baselines to time against: one for the floors, then one for each of `count` contenders; or
+    one for all.
 
     What ran a moment ago finds its data in the caches. One baseline for all would be in every pair,
     its contenders in one pair a round: it would look 10 % faster than itself. So each contender
@@ -143,7 +146,7 @@ def partners(baseline: Bench, count: int) -> list[Bench]:
     the caches, nothing is left there anyhow, and one baseline serves all.
     """
     if baseline.size > cache_bytes(baseline.inputs.workload.device):
-        return [baseline] * (count + 1)
+        return [baseline]
     return [baseline, *(baseline.again() for _ in range(count))]
 
 
@@ -201,12 +204,15 @@ class Loops:
 
     def warmed(self, name: str, call: Call, sets: int = 1) -> int:
         """The loops of a call, which is warm afterwards."""
-        key = f"{self.direction} {name}"
-        if key in self.known.loops:
+        key, known = f"{self.direction} {name}", self.known.loops
+        halves = [known.get(f"{half} {name}") for half in ("fwd", "bwd")]
+        if self.direction == "fwd_bwd" and halves == [sets, sets]:
+            known.setdefault(key, sets)  # one call of either half is long enough
+        if key in known:
             self.clock.time(call, sets)
         else:
-            self.known.loops[key] = self.calibrated(call, sets)
-        return self.known.loops[key]
+            known[key] = self.calibrated(call, sets)
+        return known[key]
 
     def calibrated(self, call: Call, sets: int = 1) -> int:
         """Calls in a sample, so that it lasts `sample_seconds` and goes round all `sets` of
