@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from torch.nn.modules._functions import SyncBatchNorm as TorchsSyncBatchNorm
 
 from sbnbench.errors import NotApplicable
 from sbnbench.registry import load_target, normalizers
@@ -147,30 +148,83 @@ def test_samples_of_instance_norm(backend):
         agree(op, oracle, sample.input, *given.values(), State())
 
 
-def _two_processes(rank: int, file: str, out: str) -> None:
+def _cuda_operators_by_definition() -> torch.library.Library:
+    """The five operators that torch has for CUDA alone, under torch's own synchronised BatchNorm:
+    what they do to one process's numbers. What is gathered, weighted and summed over the
+    processes, and when, stays torch's."""
+
+    def wide(t):
+        return t.view(1, -1, *[1] * (len(SHAPE) - 2))
+
+    axes = [0, *range(2, len(SHAPE))]
+
+    def stats(x, eps):
+        return x.mean(axes), (x.var(axes, correction=0) + eps).rsqrt()
+
+    def gather(x, means, inverses, running_mean, running_var, momentum, eps, counts):
+        n = counts[:, None]
+        mean = (n * means).sum(0) / n.sum()
+        var = (n * (inverses**-2 - eps + (means - mean) ** 2)).sum(0) / n.sum()
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var * n.sum() / (n.sum() - 1), momentum)
+        return mean, (var + eps).rsqrt()
+
+    def normalize(x, weight, bias, mean, inverse, eps):
+        return (x - wide(mean)) * wide(inverse * weight) + wide(bias)
+
+    def sums(dy, x, mean, inverse, weight, *wanted):
+        sum_dy, sum_dyd = dy.sum(axes), (dy * (x - wide(mean))).sum(axes)
+        return sum_dy, sum_dyd, sum_dyd * inverse, sum_dy
+
+    def gradient(dy, x, mean, inverse, weight, sum_dy, sum_dyd, counts):
+        n = counts.sum()
+        slope = wide(inverse**2 * sum_dyd / n)
+        return (dy - wide(sum_dy / n) - (x - wide(mean)) * slope) * wide(inverse * weight)
+
+    library = torch.library.Library("aten", "IMPL")
+    for name, function in (
+        ("batch_norm_stats", stats),
+        ("batch_norm_gather_stats_with_counts", gather),
+        ("batch_norm_elemt", normalize),
+        ("batch_norm_backward_reduce", sums),
+        ("batch_norm_backward_elemt", gradient),
+    ):
+        library.impl(name, function, "CPU")
+    return library
+
+
+def _two_processes(rank: int, file: str, out: str, device: str) -> None:
     """torch's SyncBatchNorm and this one's, each with another batch on each process."""
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    x, dy = (torch.randn(3 + rank, 6, 4, 4, device="cuda") * 3 + 20 for _ in range(2))
-    layer = torch.nn.SyncBatchNorm(6).cuda()
-    leaf = x.clone().requires_grad_()
-    wanted = layer(leaf)
-    wanted.backward(dy)
-    state = State(torch.zeros(6, device="cuda"), torch.ones(6, device="cuda"))
+    torch.manual_seed(rank)
+    x, dy = (torch.randn(3 + rank, *SHAPE[1:], device=device) * 3 + 20 for _ in range(2))
+    weight, bias = (torch.linspace(low, 2, 6, device=device) for low in (-1, -2))
+    mean, var = torch.zeros(6, device=device), torch.ones(6, device=device)
+    kept = _cuda_operators_by_definition() if device == "cpu" else None
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    # The layer's forward refuses CPU tensors before it comes to this.
+    wanted = TorchsSyncBatchNorm.apply(*leaves, mean, var, 1e-5, 0.1, dist.group.WORLD, 2)
+    right = [wanted.detach(), *torch.autograd.grad(wanted, leaves, dy), mean, var]
+    del kept
+    state = State(torch.zeros(6, device=device), torch.ones(6, device=device))
     op = SyncBatchNorm()
-    y, saved = op.forward(x, layer.weight.detach(), layer.bias.detach(), state)
-    got = (y, *op.backward(dy, saved), state.running_mean, state.running_var)
-    right = (wanted.detach(), leaf.grad, layer.weight.grad, layer.bias.grad)
-    right = (*right, layer.running_mean, layer.running_var)
+    y, saved = op.forward(x, weight, bias, state)
+    got = [y, *op.backward(dy, saved), state.running_mean, state.running_var]
     torch.save([(a.cpu(), b.cpu()) for a, b in zip(got, right, strict=True)], f"{out}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's SyncBatchNorm needs a GPU")
-def test_sync_batch_norm():
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_GPU)])
+def test_sync_batch_norm(device):
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_two_processes, (f"{folder}/store", folder), nprocs=2)
+        mp.spawn(_two_processes, (f"{folder}/store", folder, device), nprocs=2)
         for rank in (0, 1):
-            for got, wanted in torch.load(Path(folder) / f"{rank}.pt"):
+            compared = torch.load(Path(folder) / f"{rank}.pt")
+            assert len(compared) == 6
+            for got, wanted in compared:
                 torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
