@@ -94,7 +94,8 @@ def test_a_slow_down_is_really_planted_and_runs_alone_are_seconds_an_execution()
         quick = noise._run_alone(block, worker, 0.0, 1)
         slow = noise._run_alone(block, worker, 1.0, 1)
     assert len(quick) > 10
-    assert np.median(slow) / np.median(quick) == pytest.approx(2.0, rel=0.5)
+    # The shortest: the two were timed one after the other, whatever else ran beside one of them.
+    assert np.min(slow) / np.min(quick) == pytest.approx(2.0, rel=0.5)
 
 
 def test_busy_cores_are_busy_and_end() -> None:
