@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real,dev]"
 	touch $@
 
-docs: $(STAMP)  ## the pages that are made from the registry
+docs: $(STAMP)  ## the pages that are made from the registry and from kept runs
 	$(RUN)/python -m sbnbench.pages docs
 
 clean:

@@ -1,20 +1,24 @@
-"""Pages of the documentation that are made from the registry. No torch.
+"""Pages of the documentation that are made from the registry and from kept runs. No torch.
 
 python -m sbnbench.pages [FOLDER] writes them (`make docs`); a test says when they are out of date.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sbnbench import units
 from sbnbench.errors import UnknownName
+from sbnbench.keep import write_page
 from sbnbench.listing import collect
 from sbnbench.model import ParamValue, format_param
 from sbnbench.registry import normalizers
-from sbnbench_kernels.traffic import passes
+from sbnbench.store import PLAN, Run, load
+from sbnbench_kernels.traffic import FULL, SAMPLED, passes
 
 SHAPE = (64, 64, 32, 32)
 """What the cost is given for."""
@@ -31,6 +35,32 @@ moved, in passes over the tensor (one read or one write of all of it), forward +
 parameters at their defaults on an input of {"×".join(map(str, SHAPE))}: full BatchNorm's is 3 + 5,
 and of a sampled one with backward=sampled about 2 + r and 3 + 2r, r its share of the values. A note
 overrules what is said of training and eval().
+"""
+
+
+_PERFORMANCE = f"""# Where the time goes
+
+Made by `make docs` from the traffic model (`kernels/sbnbench_kernels/traffic.py`) and from the
+runs in [measurements](measurements).
+
+A normalization layer computes next to nothing; it moves memory. So the floor of a contender is
+the time of the fastest copy of the bytes that it must move, timed beside it in the same rounds
+([how](how-the-numbers-are-made.md#the-floor)), and what is left above the floor is the
+implementation's to save.
+
+Full BatchNorm reads x twice and writes y, since nothing can be normalized before everything was
+read; backward it reads x and dy twice and writes dx. A sampled one reads a share r of x instead
+of all of it the first time: 2 + r. Backward, `exact` keeps the full sums (5 passes), `sampled`
+takes them over the sample (3 + 2r), `detached` needs none before it writes dx (3). With r = 1/16,
+forward and backward together fall from 8 to 5.2 passes: no more than 1.54× is to be had from
+memory traffic alone. Whatever a measurement shows beyond that, it owes to a baseline that is
+above its own floor; `bn@inductor` beside it tells how much.
+
+## Passes by theory
+
+Forward, backward and their sum, in passes (one read or one write of the whole tensor), and bytes
+for one call of both on {"×".join(map(str, SHAPE))} float32. Parameters at their defaults (r =
+1/16).
 """
 
 
@@ -90,10 +120,57 @@ def _default(p: dict[str, Any]) -> str:
     return f"{p['default']:g}" if p["kind"] == "float" else format_param(p["default"])
 
 
+def performance_page(runs: list[Run]) -> str:
+    """docs/performance.md: passes by theory, and what kept runs attained of their floors."""
+    from sbnbench_reports import costs, kept
+
+    lines = [_PERFORMANCE, *_theory(), ""]
+    for run in runs:
+        assert run.path is not None
+        lines += [f"## {run.plan.title}", ""]
+        lines += [f"- {term}: {value}" for term, value in kept.origin(run.environment)]
+        lines += [f"- [Layer by layer](measurements/{run.path.name}/README.md)", ""]
+        lines += costs.tables(run)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _theory() -> Iterator[str]:
+    total = math.prod(SHAPE) * 4
+    yield "| normalizer | forward | backward | fwd + bwd | bytes |"
+    yield "| :-- | --: | --: | --: | --: |"
+    for name, params in _CASES:
+        resolved = normalizers()[name].resolve(params)
+        forward, backward = (passes(name, resolved, SHAPE, d).total for d in ("fwd", "bwd"))
+        label = name + (f"[backward={params['backward']}]" if params else "")
+        cells = (f"{forward:.3g}", f"{backward:.3g}", f"{forward + backward:.3g}")
+        moved = units.size((forward + backward) * total)
+        yield f"| `{label}` | {' | '.join(cells)} | {moved} |"
+
+
+_MODES: tuple[dict[str, ParamValue], ...] = tuple(
+    {"backward": mode} for mode in ("exact", "sampled", "detached")
+)
+_CASES: list[tuple[str, dict[str, ParamValue]]] = [
+    *((name, params) for name in SAMPLED for params in _MODES),
+    *((name, {}) for name in FULL),
+]
+"""What the traffic model knows."""
+
+
+def kept_runs(docs: Path) -> list[Run]:
+    """The runs that are kept beside the documentation, by name."""
+    return [load(plan.parent) for plan in sorted(docs.glob(f"measurements/*/{PLAN}"))]
+
+
 def main() -> None:
     """Writes every page into the folder that is given, docs where none is."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
     (folder / "normalizers.md").write_text(normalizers_page(), encoding="utf-8")
+    runs = kept_runs(folder)
+    (folder / "performance.md").write_text(performance_page(runs), encoding="utf-8")
+    for run in runs:
+        assert run.path is not None
+        write_page(run.path)
 
 
 if __name__ == "__main__":
