@@ -186,7 +186,8 @@ def _take_turns(
     """One process on each side: rounds of pairs until each open contender has enough of them."""
     sides = [_Side(n, w, task, timeout) for n, w in zip(("new", "old"), workers, strict=True)]
     try:
-        for side in sides:
+        # Who starts first has other memory and waits for the other: by turns, so that it cancels.
+        for side in sides[::-1] if task.process % 2 else sides:
             side.prepare()
             fallen.update(side.fallen)
         left = [k for k in open_keys if k[0] not in fallen]
