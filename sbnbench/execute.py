@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from sbnbench import environment, interrupts
+from sbnbench import environment
 from sbnbench.blocks import DEFAULT_TIMEOUT, fixed, prepare, run_block
 from sbnbench.model import Plan
 from sbnbench.observer import Observer
@@ -40,14 +40,13 @@ def execute(
     observer.started(plan, todo)
     log = path / "worker.log"
     begun = monotonic()
-    with interrupts.remembered() as stop_if_asked, Worker(log) as worker:
+    with Worker(log) as worker:
         facts = run.environment if resume else environment.describe()
         facts |= worker.start().facts
         writer.environment(facts)
         prepare(worker, sorted({b.workload.source for b in todo}), observer)
         spent: dict[str, float] = {}
         for block in todo:
-            stop_if_asked()
             observer.block_started(block)
             start = monotonic()
             rule = fixed(block.latency)

@@ -41,7 +41,7 @@ overrules what is said of training and eval().
 _PERFORMANCE = f"""# Where the time goes
 
 Made by `make docs` from the traffic model (`kernels/sbnbench_kernels/traffic.py`) and from the
-runs in [measurements](measurements).
+runs in `docs/measurements`.
 
 A normalization layer computes next to nothing; it moves memory. So the floor of a contender is
 the time of the fastest copy of the bytes that it must move, timed beside it in the same rounds

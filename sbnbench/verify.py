@@ -165,8 +165,12 @@ def distance(got: Tensor | None, right: Tensor | None, moved: Tensor | None = No
     assert right is not None
     if not right.numel():
         return 0.0
-    # In place throughout: a fresh tensor of this size costs more than the arithmetic in it.
-    difference = got.to(right.device, torch.float64, copy=True).sub_(right).abs_()
+    # In place throughout: a fresh tensor of this size costs more than the arithmetic in it. What is
+    # not float64 itself is compared in float32, whose rounding is a thousandth of any tolerance.
+    exact = got.dtype == torch.float64 or moved is not None
+    wide = torch.float64 if exact else torch.float32
+    right = right.to(wide)
+    difference = got.to(right.device, wide, copy=True).sub_(right).abs_()
     others = [d for d in range(right.dim()) if d != 1] if right.dim() > 1 else [0]
     if moved is not None:
         slack = (moved - right).abs()

@@ -248,6 +248,8 @@ def test_ctrl_c_keeps_finished_blocks_and_says_how_to_go_on(tmp_path: Path) -> N
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
+        # A shell's background job, such as this test may be part of, ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     records = out / "records.jsonl"
     end = time.monotonic() + 60
