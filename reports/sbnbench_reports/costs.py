@@ -88,25 +88,26 @@ def tables(run: Run) -> Iterator[str]:
     found = costs(analyse.comparisons(run.records))
     for (where, batch, direction), entries in found.items():
         place = f"{where.dtype}, {where.format.replace('_', ' ')}, {where.device}"
-        layers = text.count(max(e.layers for e in entries), "layer")
-        yield f"### {text.DIRECTION[direction]}, batch {batch}, {place}: {layers}"
+        layers = max(e.layers for e in entries)
+        many = text.count(layers, "layer")
+        yield f"### {text.DIRECTION[direction]}, batch {batch}, {place}: {many}"
         yield ""
         yield (
             f"| contender | passes | moves | floor | time | of floor | against {where.baseline} | "
             "least … most |"
         )
         yield "| :-- |" + " --: |" * 7
-        yield from (_row(e) for e in entries)
+        yield from (_row(e, layers) for e in entries)
         yield ""
 
 
-def _row(cost: Cost) -> str:
+def _row(cost: Cost, layers: int) -> str:
     low, high = (f"{p:.3g}" for p in cost.passes)
     passes = (low if low == high else f"{low} … {high}") if cost.known else "—"
     share = units.percent(cost.attainable.value)
     least, most = (text.times(r) for r in cost.extremes)
     cells = (
-        f"`{cost.contender}`",
+        f"`{cost.contender}`" + (f" ({cost.layers} of them)" if cost.layers < layers else ""),
         passes,
         units.size(cost.moved),
         units.seconds(cost.floor),
