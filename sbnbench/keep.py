@@ -6,6 +6,7 @@ of a run, and a README.md that is made from them. `make docs` makes that page ag
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -19,9 +20,8 @@ PAGE = "README.md"
 def keep(run: Run, folder: Path) -> None:
     """Write `run` into `folder`, which must not hold one. StoreError where that cannot be."""
     writer = RunWriter.create(folder, run.plan)
-    words = str(run.environment.get("command", "")).split(" --out ")
     # Where the run went is the business of whoever ran it.
-    command = " ".join([words[0], *(rest.partition(" ")[2] for rest in words[1:])]).strip()
+    command = re.sub(r" --out[ =]\S+", "", str(run.environment.get("command", "")))
     writer.environment(run.environment | {"command": command})
     writer.append(msgspec.structs.replace(record, samples={}) for record in run.records)
     write_page(folder)

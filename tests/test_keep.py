@@ -114,6 +114,9 @@ def test_kept_is_all_but_samples_and_where_it_went(run: Run, tmp_path: Path) -> 
     assert not any(r.samples for r in found.records)
     assert found.environment["command"] == "sbnbench run -s layers -a batch=10"
     assert (tmp_path / "kept" / "README.md").read_text() == kept.page(found)
+    run.environment["command"] = "sbnbench run --out=/home/me/x -s layers"
+    keep(run, tmp_path / "other")
+    assert load(tmp_path / "other").environment["command"] == "sbnbench run -s layers"
     with pytest.raises(StoreError, match="already holds a run"):
         keep(run, tmp_path / "kept")
 
