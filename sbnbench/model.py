@@ -7,6 +7,7 @@ Everything is SI inside: seconds, bytes, plain ratios. Text is made at the edge 
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -18,7 +19,9 @@ SCHEMA = 1
 
 Direction = Literal["fwd", "bwd", "fwd_bwd"]
 DIRECTIONS: tuple[Direction, ...] = ("fwd", "bwd", "fwd_bwd")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+"""Bytes of a value."""
+DTYPES = tuple(ITEMSIZE)
 FORMATS = ("contiguous", "channels_last")
 MEASURES = ("latency", "memory", "error")
 PER_DIRECTION = frozenset({"latency", "memory"})
@@ -184,6 +187,11 @@ class Workload(msgspec.Struct, frozen=True):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.batch, self.channels, *self.spatial)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the input."""
+        return math.prod(self.shape) * ITEMSIZE[self.dtype]
 
     @property
     def layer(self) -> str:

@@ -24,6 +24,13 @@ QUIET = {"KINETO_LOG_LEVEL": "99"}
 """The profiler that counts memory would announce every start."""
 ONE_COMPILER = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 """One compile process each, and no pool that a fork would tear apart."""
+KEPT_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=0x7fffffffffffffff:"
+    "glibc.malloc.tcache_count=0"
+}
+"""glibc keeps what is freed and finds it again, as PyTorch's allocator does on a GPU. By its
+defaults a tensor above 32 MB is mapped anew each time and the kernel clears its pages inside the
+timed call, which takes longer than most normalizers (docs/decisions/0014)."""
 START_SECONDS = 120.0
 """Importing torch from a cold disk takes up to a minute."""
 
@@ -65,7 +72,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**QUIET, **os.environ, **ONE_COMPILER, **self.environment},
+                env={**QUIET, **KEPT_MEMORY, **os.environ, **ONE_COMPILER, **self.environment},
                 # Ctrl-C is the parent's to handle
                 start_new_session=True,
             )

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import cache
 from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -80,6 +81,8 @@ def main() -> int:
             return 0
         if task.sources:
             name_cache(task.sources)
+        if task.block and any(c.backend == "inductor" for c in task.block.contenders):
+            get_compiler_ready()
         pid = os.fork()
         if pid == 0:
             die_with_parent()
@@ -147,6 +150,16 @@ def name_cache(sources: Sequence[str]) -> None:
     with suppress(Exception):
         for layer in filter(None, map(layer_of, sources)):
             activations.folder(layer)
+
+
+@cache
+def get_compiler_ready() -> None:
+    """What Inductor does once in a process, once for all tasks; who needs it says what fails."""
+    from sbnbench_kernels.inductor.compiled import get_ready
+
+    with suppress(Exception):
+        get_ready()
+    gc.freeze()
 
 
 def prepare(task: Task, send: Send) -> None:

@@ -25,9 +25,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sbnbench.errors import NotApplicable, UnknownName
+from sbnbench.model import ITEMSIZE
 from sbnbench_kernels.shares import patch_of, rows_of
-
-ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 MOMENTS = 5
 """Operations a value: x−μ (1), μ's step (2), the square added (2)."""

@@ -5,16 +5,13 @@ All of it from the records: bytes and floor were timed beside the contender.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sbnbench import analyse, units
 from sbnbench.analyse import Comparison, Conditions
-from sbnbench.model import Direction, Estimate, Record
+from sbnbench.model import Direction, Estimate
 from sbnbench_reports import Run, text
-
-ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def _cost(contender: str, own: Sequence[Comparison]) -> Cost:
     records = [c.record for c in own]
     floors = [r.facts["floor"] for r in records]
     moved = [f["bytes_read"] + f["bytes_written"] for f in floors]
-    passes = [m / _tensor(r) for m, r in zip(moved, records, strict=True)]
+    passes = [m / r.workload.nbytes for m, r in zip(moved, records, strict=True)]
     ratios = [c.ratio.value for c in own]
     return Cost(
         contender,
@@ -76,11 +73,6 @@ def _cost(contender: str, own: Sequence[Comparison]) -> Cost:
         (min(ratios), max(ratios)),
         analyse.geometric_mean([analyse.usable(r.estimates["attainable"]) for r in records]),
     )
-
-
-def _tensor(record: Record) -> int:
-    w = record.workload
-    return math.prod(w.shape) * ITEMSIZE[w.dtype]
 
 
 def tables(run: Run) -> Iterator[str]:

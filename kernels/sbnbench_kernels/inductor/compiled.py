@@ -58,6 +58,18 @@ class Compiled:
         return program
 
 
+def get_ready() -> None:
+    """Import Inductor and have it find out what this CPU can do: two seconds that a process which
+    forks others spends for all of them."""
+    from torch._inductor import (
+        compile_fx,  # noqa: F401
+        cpu_vec_isa,
+    )
+
+    if not compiler_problem():
+        cpu_vec_isa.pick_vec_isa()
+
+
 def compile_program(
     function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]
 ) -> Program:
@@ -78,10 +90,12 @@ def compile_program(
 
 
 def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> Program:
+    from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     settings = {
         "size_asserts": False,  # the layout has been compared
@@ -90,7 +104,9 @@ def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor
         "fx_graph_cache": True,
         "cpp.threads": torch.get_num_threads(),  # in the generated code, so in the cache's key too
     }
-    with FakeTensorMode():
+    # Without an environment of shapes, though there are none to find out, nothing is kept on disk.
+    fake = FakeTensorMode(shape_env=ShapeEnv())
+    with fake:
         # Fresh tensors of the same layout: the offset of a view is not part of it.
         examples = [
             torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
@@ -98,7 +114,7 @@ def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor
         ]
         pure = torch.func.functionalize(function, remove="mutations")
         graph = make_fx(pure, decomposition_table=select_decomp_table())(*examples)
-    with config.patch(settings):
+    with config.patch(settings), tracing(TracingContext(fake)):
         try:
             from torch._inductor.compile_fx import compile_fx_inner
 

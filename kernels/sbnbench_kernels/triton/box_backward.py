@@ -81,8 +81,9 @@ def gradient_tables(
     dx, dresidual = (out.dx, out.dresidual) if out else (None, None)
     segments = math.ceil(b.total / seg_len) if seg_len else 1
     cut = heuristics.reduce_launch(
-        layout, seg_len or b.total, segments, scattered=b.kind != KIND["whole"]
-    )
+        layout, seg_len or b.total, segments, scattered=b.kind != KIND["whole"],
+        sums=3 if fusion.relu else 2,  # whether it was open
+    )  # fmt: skip
     parts = segments * cut.subs
     table = torch.empty((2, parts, layout.channels), dtype=torch.float32, device=x.device)
     blocks = math.ceil(layout.channels / cut.channels)
@@ -104,7 +105,9 @@ def _fused(
 ) -> bool:  # fmt: skip
     """The one-launch backward where it applies."""
     located = mode == "exact" and not whole
-    cut = heuristics.fused_launch(layout, layout.rows * layout.map_size, False, located)
+    cut = heuristics.fused_launch(
+        layout, layout.rows * layout.map_size, False, located, extra=len(sample) == 2
+    )
     b = box_arguments(sample[0], layout)
     if cut is None or (mode == "exact" and b.kind == KIND["gather"]):
         return False

@@ -207,7 +207,9 @@ def forward(
     if fusion.residual and residual is not None:
         residual = like(residual, layout)
     whole = sample[0].is_whole(layout.rows)
-    cut = heuristics.fused_launch(layout, layout.rows * layout.map_size, whole)
+    cut = heuristics.fused_launch(
+        layout, layout.rows * layout.map_size, whole, extra=residual is not None
+    )
     if cut is None:
         stats, scale, shift = sample_statistics(
             x, layout, sample, eps, weight, bias, running, factor, correction

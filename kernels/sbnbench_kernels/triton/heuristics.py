@@ -93,8 +93,8 @@ def reduce_launch(
     """For `segments` segments of `seg_len` values a channel each.
 
     Tiles follow the contiguous axis; short segments take several channels. A segment is split
-    only as far as programs are short of `programs`. With more than two `sums` a lane holds fewer
-    values.
+    only as far as programs are short of `programs`. With more than two `sums`, or values kept
+    beside them, a lane holds fewer.
     """
     h = h or DEFAULT
     if sums > 2:
@@ -111,7 +111,7 @@ def reduce_launch(
     subs = max(1, min(h.programs // programs, tiles // h.shortest_tiles))
     # Whole tiles a part, so that parts start where vectors do.
     sub_len = math.ceil(tiles / subs) * values if subs > 1 else seg_len
-    lane = 4 if scattered else 8 if sums > 2 or not layout.vectors else 16
+    lane = 4 if scattered or sums > 4 else 8 if sums > 2 or not layout.vectors else 16
     num_warps = warps(values * channels, lane)
     return ReduceLaunch(values, channels, math.ceil(seg_len / sub_len), sub_len, num_warps)
 
@@ -164,11 +164,14 @@ def fused_launch(
     seg_len: int,
     whole: bool,
     located: bool = False,
+    extra: bool = False,
     h: Heuristics | None = None,
 ) -> FusedLaunch | None:
     """For segments of `seg_len` values a channel, all of them sampled where `whole`; None where
     several launches are the better choice. `located`: each value is looked up in the sample, for
-    which a lane needs addresses of its own."""
+    which a lane needs addresses of its own. `extra`: there is a residual or a second sample. At 16
+    values a lane ptxas spills then; twice as many where a tile is kept (a program's registers are
+    the same), half as many elsewhere."""
     h = h or DEFAULT
     lean = located or not layout.vectors
     tile = h.narrow if lean else h.tile
@@ -180,4 +183,7 @@ def fused_launch(
     if not resident and seg_len * channels > h.fused:
         return None
     values = power_of_two(seg_len) if resident else min(power_of_two(seg_len), tile // channels)
-    return FusedLaunch(values, channels, resident, warps(values * channels, 8 if lean else 16))
+    lane = 8 if lean else 16
+    if extra:
+        lane = 32 if resident else 8
+    return FusedLaunch(values, channels, resident, warps(values * channels, lane))

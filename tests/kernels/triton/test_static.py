@@ -38,27 +38,9 @@ def test_a_few_kernels_on_hopper():
     check([(*name, "sm_90") for name in names], processes=1)
 
 
-SPILLS = {
-    "fused_backward:patch:sampled:mixed/float32/contiguous/sm_100",
-    "activated_sums:s0/float32/channels_last/sm_100",
-    "box_gradients:whole:relu/float32/channels_last/sm_100",
-    "fused_forward:whole:resident:relu/bfloat16/contiguous/sm_80",
-    "fused_forward:whole:resident:relu/float16/contiguous/sm_80",
-}
-"""Builds that keep 8 to 16 bytes a thread in local memory, to be mended. No other may."""
-
-
 @pytest.mark.slow
 def test_every_kernel_on_every_architecture():
-    check([entry for entry in budget.entries() if "/".join(entry) not in SPILLS])
-
-
-@pytest.mark.slow
-def test_builds_known_to_spill_still_do():
-    entries = [tuple(name.split("/")) for name in sorted(SPILLS)]
-    found = budget.reports(entries)
-    mended = ["/".join(entry) for entry, report in found.items() if not report.local]
-    assert not mended, "take them off the list"
+    check(budget.entries())
 
 
 def test_the_budget_lists_what_there_is():
