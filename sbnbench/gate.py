@@ -311,6 +311,7 @@ def _differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
             yield name, versions.get(name)
         yield "gpus", environment.get("gpus")
         yield "threads", (environment.get("torch") or {}).get("threads")
+        yield "allocator", environment.get("allocator")
 
     pairs = zip(facts(new), facts(old), strict=True)
     return [f"{name} {a} and {b}" for (name, a), (_, b) in pairs if a != b]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,3 +225,37 @@ def test_behind_the_public_door(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_inner", missing)
     verify("fs", 4, 6, 8, 8)
+
+
+def test_compiled_code_is_found_again() -> None:
+    from torch._dynamo.utils import counters
+
+    def function(x: Tensor, total: Tensor) -> tuple[Tensor]:
+        total.add_(x.sum())  # as running statistics are changed
+        return (x * 3 + 1,)
+
+    given = [torch.arange(6.0).view(2, 3), torch.zeros(())]
+    compiled.compile_program(function, given)
+    hits = counters["inductor"]["fxgraph_cache_hit"]
+    program = compiled.compile_program(function, given)
+    assert counters["inductor"]["fxgraph_cache_hit"] == hits + 1
+    (y,) = program(list(given))
+    torch.testing.assert_close(y, given[0] * 3 + 1)
+    assert given[1] == 15
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux tells")
+def test_getting_ready_starts_no_thread() -> None:
+    """A process with threads of its own must not be forked."""
+    code = (
+        "import os, torch\n"
+        "from sbnbench_kernels.inductor import compiled\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "compiled.get_ready()\n"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.strip() == "0"

@@ -112,7 +112,8 @@ def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor
             torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
             for t in arguments
         ]
-        pure = torch.func.functionalize(function, remove="mutations")
+        # Annotations would come along into the graph, which then could not be kept.
+        pure = torch.func.functionalize(lambda *given: function(*given), remove="mutations")
         graph = make_fx(pure, decomposition_table=select_decomp_table())(*examples)
     with config.patch(settings), tracing(TracingContext(fake)):
         try:
