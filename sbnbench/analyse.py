@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sbnbench.model import Direction, Estimate, Plan, Record, Workload
+from sbnbench.model import Direction, Estimate, Plan, Record
 from sbnbench.statistics import Verdict, decide
 from sbnbench.store import expected
 
@@ -120,12 +120,13 @@ class Conditions:
     device: str
     dtype: str
     format: str
+    timing: str
     baseline: str
 
 
 def conditions(record: Record) -> Conditions:
     w = record.workload
-    return Conditions(w.device, w.dtype, w.format, record.baseline)
+    return Conditions(w.device, w.dtype, w.format, record.timing, record.baseline)
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,10 @@ def summaries(found: Iterable[Comparison], threshold: float = THRESHOLD) -> list
     )
     result = []
     for (where, direction, batch), members in grouped.items():
-        layers = {setting(c.record.workload) for c in members}
+        layers = {setting(c.record) for c in members}
         for contender, own in group(members, lambda c: c.record.contender).items():
             ratio = geometric_mean([c.ratio for c in own])
-            covered = len({setting(c.record.workload) for c in own})
+            covered = len({setting(c.record) for c in own})
             verdict = judge(ratio, threshold)
             result.append(
                 Summary(where, contender, direction, batch, ratio, verdict, covered, len(layers))
@@ -185,13 +186,14 @@ def front(points: Iterable[T], cost: Callable[[T], float], gain: Callable[[T], f
     return kept
 
 
-Setting = tuple[str, int, tuple[int, ...], str, str, str, int]
+Setting = tuple[str, int, tuple[int, ...], str, str, str, int, str]
 
 
-def setting(workload: Workload) -> Setting:
-    """A workload without its batch size: what one line of a plot against batch keeps fixed."""
-    w = workload
-    return (w.source, w.channels, w.spatial, w.dtype, w.format, w.device, w.seed)
+def setting(record: Record) -> Setting:
+    """Workload, without its batch size, and timing: what one line of a plot against batch keeps
+    fixed."""
+    w = record.workload
+    return (w.source, w.channels, w.spatial, w.dtype, w.format, w.device, w.seed, record.timing)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class Collected:
             workload=self.block.workload,
             baseline=self.block.baseline.id,
             direction=direction,
+            timing=self.block.latency.timing,
             reason=outcome.reason,
             facts=outcome.facts,
             notes=outcome.notes,

@@ -76,7 +76,7 @@ class PlainObserver(Observer):
         left = spent / self.done * (self.total - self.done)
         failed = sum(r.status in FAILED for r in records)
         self.console.print(
-            f"[{self.done}/{self.total}] {describe(block.workload)}: {units.duration(seconds)}"
+            f"[{self.done}/{self.total}] {describe_block(block)}: {units.duration(seconds)}"
             f"{f', {failed} failed' if failed else ''}; {units.duration(left)} left",
             markup=False,
         )
@@ -122,7 +122,12 @@ class LiveObserver(Observer):
         at = self.done + fraction
         spent = monotonic() - self.start
         left = units.duration(spent / at * (self.total - at)) if at > 0.3 else "?"
-        self._show(describe(block.workload), at, f"{self.done + 1}/{self.total}", left)
+        self._show(
+            describe_block(block),
+            at,
+            f"{self.done + 1}/{self.total}",
+            left,
+        )
 
     def block_done(self, block: Block, records: list[Record], seconds: float) -> None:
         self.done += 1
@@ -134,10 +139,16 @@ class LiveObserver(Observer):
         )
 
 
-def describe(w: Workload) -> str:
+def describe(w: Workload, timing: str = "") -> str:
     """A workload in a line: `_blocks.3._bn1 144×28×28, batch 4, float32`."""
-    extra = "".join(f", {v}" for v in (w.format, w.device) if v not in ("contiguous", "cpu"))
+    usual = ("contiguous", "cpu", "")
+    extra = "".join(f", {v}" for v in (w.format, w.device, timing) if v not in usual)
     return f"{w.layer}, batch {w.batch}, {w.dtype}{extra}"
+
+
+def describe_block(block: Block) -> str:
+    """Its workload, and its timing where that is not the usual one."""
+    return describe(block.workload, block.latency.timing)
 
 
 def observer(console: Console) -> LiveObserver | PlainObserver:

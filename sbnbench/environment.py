@@ -98,9 +98,12 @@ def _git(folder: Path, *arguments: str) -> str:
 def backends() -> dict[str, str]:
     """Each backend and what is missing for it here; empty where it can be used."""
     no_torch = "" if find_spec("torch") else "torch is not installed"
+    found, why = gpus()
+    no_gpu = "" if found else f"no NVIDIA GPU ({why})"
     return {
         "eager": no_torch,
         "aten": no_torch,
+        "native": no_torch or (no_gpu and f"{no_gpu}; on a CPU aten is the same"),
         "inductor": no_torch or compiler_problem(),
         "triton": no_torch or triton_problem(),
     }

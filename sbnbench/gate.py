@@ -297,7 +297,7 @@ def _half(estimate: Estimate) -> float:
 
 
 def _identity(record: Record) -> tuple[Any, ...]:
-    return (record.contender, record.baseline, record.workload, record.direction)
+    return (record.contender, record.baseline, record.workload, record.direction, record.timing)
 
 
 def _differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:

@@ -214,6 +214,13 @@ class LatencyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clock: Literal["auto", "perf_counter", "cuda-events", "cuda-graph"] = "auto"
     cache: Literal["hot", "cold"] = "hot"
 
+    @property
+    def timing(self) -> str:
+        """Clock and state of the caches as asked for, empty for the usual ones."""
+        usual = LatencyOptions()
+        asked = ((self.clock, usual.clock), (self.cache, usual.cache))
+        return ", ".join(value for value, default in asked if value != default)
+
 
 class ErrorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many batches the estimation error is averaged over."""
@@ -286,6 +293,8 @@ class Record(msgspec.Struct, frozen=True):
     workload: Workload
     baseline: str
     direction: Direction | None = None
+    timing: str = ""
+    """LatencyOptions.timing of the block."""
     reason: str = ""
     estimates: dict[str, Estimate] = {}
     samples: dict[str, list[list[float]]] = {}

@@ -127,11 +127,18 @@ def performance_page(runs: list[Run]) -> str:
     lines = [_PERFORMANCE, *_theory(), ""]
     for run in runs:
         assert run.path is not None
-        lines += [f"## {run.plan.title}", ""]
+        lines += [f"## {run.plan.title}, {_where(run)}", ""]
         lines += [f"- {term}: {value}" for term, value in kept.origin(run.environment)]
         lines += [f"- [Layer by layer](measurements/{run.path.name}/README.md)", ""]
         lines += costs.tables(run)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _where(run: Run) -> str:
+    """Batch sizes and dtypes of a run."""
+    workloads = [block.workload for block in run.plan.blocks]
+    batches = ", ".join(map(str, sorted({w.batch for w in workloads})))
+    return f"batch {batches}, {', '.join(dict.fromkeys(w.dtype for w in workloads))}"
 
 
 def _theory() -> Iterator[str]:

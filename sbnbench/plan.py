@@ -1,7 +1,9 @@
 """A suite file, the registry and the user's filters, expanded into ordered blocks. No torch.
 
-Axes named `input`, `batch`, `dtype`, `format` and `device` make workloads; any other axis is a
-parameter, and multiplies every contender whose normalizer has it and that does not fix it itself.
+Axes named `input`, `batch`, `dtype`, `format` and `device` make workloads, `clock` and `cache` say
+how they are timed; any other axis is a parameter, and multiplies every contender whose normalizer
+has it and that does not fix it itself. With several tables of axes (`[[axes]]`) a suite is what
+they make one after the other.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ CHOICES = {
     option: get_args(get_type_hints(LatencyOptions)[option]) for option in ("clock", "cache")
 }
 WORKLOAD_AXES = ("input", "batch", "dtype", "format", "device")
+BLOCK_AXES = (*WORKLOAD_AXES, *CHOICES)
+
+Axes = dict[str, list[int | float | str] | str]
 
 
 class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,7 +52,7 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     title: str
     contenders: list[str]
-    axes: dict[str, list[int | float | str] | str]
+    axes: Axes | list[Axes]
     description: str = ""
     baseline: str = "bn@aten"
     measures: tuple[str, ...] = ("latency",)
@@ -110,27 +115,41 @@ def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
 
 def make_plan(suite: Suite, filters: Filters, name: str) -> Plan:
     """The blocks of a suite in their random order, filtered; UsageError where nothing is left."""
-    axes = {axis: axis_values(axis, values, name) for axis, values in suite.axes.items()}
-    for axis, text in filters.axes.items():
-        axes[axis] = axis_values(axis, text, "-a")
+    tables = [suite.axes] if isinstance(suite.axes, dict) else suite.axes
+    seed = suite.seed if filters.seed is None else filters.seed
+    found: dict[str, Block] = {}
+    for table in tables:
+        axes = {axis: axis_values(axis, values, name) for axis, values in table.items()}
+        axes |= {axis: axis_values(axis, text, "-a") for axis, text in filters.axes.items()}
+        axes |= {axis: [_choice(axis, v, f"--{axis}")] for axis, v in filters.latency.items()}
+        found |= {block.id: block for block in _blocks(suite, axes, filters, seed, name)}
+    blocks = list(found.values())
+    if not blocks:
+        raise UsageError(f"{name}: nothing is left to run after --only, --skip and -k")
+    # What ran before moves what runs after by up to 13 % (pytorch #2242): no fixed order.
+    random.Random(seed).shuffle(blocks)
+    return Plan(name, suite.title, suite.description, seed, tuple(blocks), filters.quick)
+
+
+def _blocks(
+    suite: Suite, axes: Mapping[str, list[Any]], filters: Filters, seed: int, name: str
+) -> Iterable[Block]:
     measures = tuple(_known("measure", m, MEASURES, name) for m in suite.measures)
     wanted = filters.directions or suite.directions
     for direction in wanted:
         _known("direction", direction, DIRECTIONS, name)
     directions = tuple(d for d in DIRECTIONS if d in wanted)
-    latency = _latency(suite.latency, filters.latency, axes.get("device") or ["cpu"], name)
+    timings = list(_timings(suite.latency, axes, filters, name))
     contenders = _contenders(suite, axes, filters, name)
     baseline = parse_contender(suite.baseline)
-    seed = suite.seed if filters.seed is None else filters.seed
-    blocks = []
     for workload in _workloads(axes, seed, name):
         text = " ".join(
             (workload.source, f"batch={workload.batch}", workload.dtype, workload.format)
         )
         kept = tuple(c for c in contenders if keywords.match(filters.keyword, f"{text} {c.id}"))
         if kept:
-            blocks.append(
-                Block(
+            for latency in timings:
+                yield Block(
                     workload,
                     kept,
                     baseline,
@@ -139,12 +158,6 @@ def make_plan(suite: Suite, filters: Filters, name: str) -> Plan:
                     latency,
                     suite.error,
                 )
-            )
-    if not blocks:
-        raise UsageError(f"{name}: nothing is left to run after --only, --skip and -k")
-    # What ran before moves what runs after by up to 13 % (pytorch #2242): no fixed order.
-    random.Random(seed).shuffle(blocks)
-    return Plan(name, suite.title, suite.description, seed, tuple(blocks), filters.quick)
 
 
 def axis_values(axis: str, values: Sequence[Any] | str, where: str) -> list[Any]:
@@ -180,7 +193,13 @@ def _axis_value(axis: str, value: Any, place: str) -> Any:
         return check_device(str(value), place)
     if axis == "input":
         input_of(str(value), place)
+    if axis in CHOICES:
+        return _choice(axis, value, place)
     return value
+
+
+def _choice(option: str, value: Any, place: str) -> str:
+    return _known(option, value, CHOICES[option], place)
 
 
 def input_of(text: str, where: str) -> tuple[str, int, tuple[int, ...]]:
@@ -217,19 +236,19 @@ def check_device(device: str, where: str = "--device") -> str:
     return device
 
 
-def _latency(
-    options: LatencyOptions, given: Mapping[str, str], devices: Sequence[str], name: str
-) -> LatencyOptions:
-    """The suite's options under the command line's; Unavailable where a clock is not there."""
-    for key, value in given.items():
-        _known(key, value, CHOICES[key], f"--{key}")
-    options = msgspec.structs.replace(options, **given)
-    if options.clock.startswith("cuda") and not all(d.startswith("cuda") for d in devices):
-        where = "--clock" if "clock" in given else f"{name}: clock"
-        found, why = gpus()
-        wanted = "choose one with --device cuda" if found else f"none is available here ({why})"
-        raise Unavailable(f"{where} {options.clock} times an NVIDIA GPU; {wanted}")
-    return options
+def _timings(
+    options: LatencyOptions, axes: Mapping[str, list[Any]], filters: Filters, name: str
+) -> Iterable[LatencyOptions]:
+    """The suite's options under what the axes say; Unavailable where a clock is not there."""
+    devices = axes.get("device") or ["cpu"]
+    clocks, caches = (axes.get(a) or [getattr(options, a)] for a in CHOICES)
+    for clock, cache in itertools.product(clocks, caches):
+        if clock.startswith("cuda") and not all(d.startswith("cuda") for d in devices):
+            where = "--clock" if "clock" in filters.latency else f"{name}: clock"
+            found, why = gpus()
+            wanted = "choose one with --device cuda" if found else f"none is available here ({why})"
+            raise Unavailable(f"{where} {clock} times an NVIDIA GPU; {wanted}")
+        yield msgspec.structs.replace(options, clock=clock, cache=cache)
 
 
 def _workloads(axes: Mapping[str, list[Any]], seed: int, name: str) -> Iterable[Workload]:
@@ -250,7 +269,7 @@ def _workloads(axes: Mapping[str, list[Any]], seed: int, name: str) -> Iterable[
 def _contenders(
     suite: Suite, axes: Mapping[str, list[Any]], filters: Filters, name: str
 ) -> tuple[Contender, ...]:
-    extra = {a: v for a, v in axes.items() if a not in WORKLOAD_AXES}
+    extra = {a: v for a, v in axes.items() if a not in BLOCK_AXES}
     used: set[str] = set()
     found: dict[str, Contender] = {}
     for text in suite.contenders:
@@ -264,7 +283,7 @@ def _contenders(
             found[contender.id] = contender
     for axis in extra.keys() - used:
         known = {p.name for c in found.values() for p in normalizers()[c.normalizer].params}
-        raise UnknownName("axis", axis, {*WORKLOAD_AXES, *known}, f"{name}: ")
+        raise UnknownName("axis", axis, {*BLOCK_AXES, *known}, f"{name}: ")
     for pattern in (*filters.only, *filters.skip):
         if not any(keywords.names(pattern, c) for c in found.values()):
             known = {c.normalizer for c in found.values()} | set(found)

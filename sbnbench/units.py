@@ -31,7 +31,7 @@ def duration(value: float) -> str:
 def percent(value: float) -> str:
     """0.0123 → '1.2 %'; three digits at most, so that 1234 % stays readable."""
     number = value * 100
-    return f"{number:.0f} %" if abs(number) >= 100 else f"{number:.2g} %"
+    return f"{number:.0f} %" if abs(number) >= 99.5 else f"{number:.2g} %"
 
 
 def ratio(estimate: Estimate) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sbnbench import units
-from sbnbench.console import describe, table
+from sbnbench.console import describe, describe_block, table
 from sbnbench.model import Block, Plan, Record, format_param
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _by_batch(console: Console, records: list[Record], title: str, cell: object)
     groups: dict[str, list[Record]] = {}
     for record in records:
         w = record.workload
-        extra = "".join(f", {v}" for v in (w.dtype, w.format, w.device))
+        extra = "".join(f", {v}" for v in (w.dtype, w.format, w.device, record.timing) if v)
         groups.setdefault(f"{w.layer}{extra}", []).append(record)
     for layer, group in sorted(groups.items()):
         batches = sorted({r.workload.batch for r in group})
@@ -113,7 +113,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         (
             [
                 b.id,
-                escape(describe(b.workload)),
+                escape(describe_block(b)),
                 ", ".join(b.measures),
                 ", ".join(b.directions),
                 escape(", ".join(c.id for c in b.contenders)),
@@ -213,7 +213,10 @@ def gate_progress(console: Console) -> Callable[[Block, int, int], None]:
     def on_block(block: Block, done: int, total: int) -> None:
         spent = monotonic() - start
         left = f", {units.duration(spent / done * (total - done))} left" if done else ""
-        console.print(f"[{done + 1}/{total}] {describe(block.workload)}{left}", markup=False)
+        console.print(
+            f"[{done + 1}/{total}] {describe_block(block)}{left}",
+            markup=False,
+        )
 
     return on_block
 

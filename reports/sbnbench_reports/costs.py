@@ -79,7 +79,7 @@ def tables(run: Run) -> Iterator[str]:
     """Lines: a table of costs for each direction and batch size, conditions in its heading."""
     found = costs(analyse.comparisons(run.records))
     for (where, batch, direction), entries in found.items():
-        place = f"{where.dtype}, {where.format.replace('_', ' ')}, {where.device}"
+        place = _place(where)
         layers = max(e.layers for e in entries)
         many = text.count(layers, "layer")
         yield f"### {text.DIRECTION[direction]}, batch {batch}, {place}: {many}"
@@ -91,6 +91,11 @@ def tables(run: Run) -> Iterator[str]:
         yield "| :-- |" + " --: |" * 7
         yield from (_row(e, layers) for e in entries)
         yield ""
+
+
+def _place(where: Conditions) -> str:
+    parts = (where.dtype, where.format.replace("_", " "), where.device, where.timing)
+    return ", ".join(filter(None, parts))
 
 
 def _row(cost: Cost, layers: int) -> str:
@@ -116,8 +121,7 @@ def by_layer(run: Run) -> Iterator[str]:
     found = analyse.comparisons(run.records)
     for (where, batch, direction), own in analyse.group(found, _where).items():
         contenders = list(dict.fromkeys(c.record.contender for c in own))
-        place = f"{where.dtype}, {where.format.replace('_', ' ')}"
-        yield f"### {text.DIRECTION[direction]}, batch {batch}, {place}"
+        yield f"### {text.DIRECTION[direction]}, batch {batch}, {_place(where)}"
         yield ""
         yield f"| layer | {' | '.join(f'`{c}`' for c in contenders)} |"
         yield "| :-- |" + " --: |" * len(contenders)

@@ -168,7 +168,7 @@ _KINDS: tuple[tuple[str, str, Callable[[list[Record], Look, str], Figure | None]
 
 def _sections(run: Run, layers: Mapping[Setting, str], look: Look) -> list[Section]:
     """Each kind of figure, layer by layer; kinds that nothing was measured for are left out."""
-    by_layer = analyse.group(run.records, lambda r: (analyse.setting(r.workload), r.baseline))
+    by_layer = analyse.group(run.records, lambda r: (analyse.setting(r), r.baseline))
     shown = list(by_layer.items())[:MOST_LAYERS]
     sections = []
     for short, heading, draw in _KINDS:

@@ -22,7 +22,7 @@ def table(run: Run, threshold: float = THRESHOLD) -> str:
     lines += ["▲ FASTER ▼ SLOWER = SAME ? UNCLEAR; ratio = baseline's time ÷ contender's.", ""]
     names = text.layer_names(run.records)
     for (layer, baseline, direction), own in analyse.group(
-        latency, lambda r: (analyse.setting(r.workload), r.baseline, r.direction)
+        latency, lambda r: (analyse.setting(r), r.baseline, r.direction)
     ).items():
         batches = sorted({r.workload.batch for r in own})
         heading = f"{names[layer]}, {text.DIRECTION[direction]}, against {baseline}"

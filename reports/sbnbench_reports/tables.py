@@ -143,7 +143,7 @@ def _row(record: Record, verdict: str, remark: str, labels: Labels,
     direction = DIRECTION[record.direction] if record.direction else ""
     return Row(
         record,
-        labels.layers[analyse.setting(record.workload)],
+        labels.layers[analyse.setting(record)],
         direction,
         verdict,
         remark,

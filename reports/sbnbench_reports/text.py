@@ -66,16 +66,23 @@ def main_direction(directions: Iterable[Direction | None]) -> Direction | None:
     return next(iter(ordered(directions)), None)
 
 
+USUAL = "usual clock, hot"
+"""What a timing without words is called beside others."""
+
+
 def varied(found: Iterable[Conditions]) -> list[str]:
     """Names of the conditions of which a run has more than one."""
     known = list(found)
-    names = ("device", "dtype", "format", "baseline")
+    names = ("device", "dtype", "format", "timing", "baseline")
     return [n for n in names if len({getattr(c, n) for c in known}) > 1]
 
 
 def where(conditions: Conditions, names: Sequence[str]) -> str:
     """The named conditions, for headings: `cuda:0, bfloat16`."""
-    parts = {"baseline": f"against {conditions.baseline}"}
+    parts = {
+        "baseline": f"against {conditions.baseline}",
+        "timing": conditions.timing or USUAL,
+    }
     return ", ".join(parts.get(n, str(getattr(conditions, n))) for n in names)
 
 
@@ -87,6 +94,7 @@ def layer_names(records: Iterable[Record]) -> dict[Setting, str]:
     found = {}
     for record in known:
         w = record.workload
-        parts = [w.layer, *(str(getattr(w, n)).replace("_", " ") for n in names)]
-        found[analyse.setting(w)] = ", ".join(parts + ([f"seed {w.seed}"] if seeds else []))
+        having = analyse.conditions(record)
+        parts = [w.layer, *(where(having, [n]).replace("_", " ") for n in names)]
+        found[analyse.setting(record)] = ", ".join(parts + ([f"seed {w.seed}"] if seeds else []))
     return found

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sbnbench.errors import NotApplicable
 from sbnbench.registry import build, parse_contender
 from sbnbench_kernels.contract import State
 
@@ -61,3 +62,18 @@ def test_runs_the_operators_of_the_module(kit, name, training, layout):
         op.backward(inputs.dy, saved)
     assert of_op.names == of_module.names
     assert len(of_op.names) == 2
+
+
+def test_native_leaves_cudnn_out_and_is_for_gpus(kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = kit.make_inputs((5, 6, 9, 8), torch.float32)
+    with pytest.raises(NotApplicable, match="on a CPU `aten` is PyTorch's own"):
+        kit.run("bn@native", inputs, State())
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    asked = []
+    original = torch._batch_norm_impl_index
+    monkeypatch.setattr(
+        torch, "_batch_norm_impl_index", lambda *args: [asked.append(args[-1]), original(*args)][1]
+    )
+    kit.assert_near(kit.run("bn@native", inputs, State()), kit.run("bn", inputs, State()), 1e-4)
+    kit.run("bn@aten", inputs, State())
+    assert asked == [False, True]

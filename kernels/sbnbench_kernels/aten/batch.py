@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sbnbench.errors import NotApplicable
 from sbnbench_kernels.contract import State
 from sbnbench_kernels.eager.arithmetic import accumulator
 from sbnbench_kernels.running import momentum_of
@@ -40,6 +41,11 @@ class BatchNorm:
     def __init__(self, *, eps: float) -> None:
         self.eps = eps
 
+    @property
+    def cudnn(self) -> bool:
+        """May cuDNN do it, where it can?"""
+        return torch.backends.cudnn.enabled
+
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, state: State
     ) -> tuple[Tensor, Saved]:
@@ -49,9 +55,8 @@ class BatchNorm:
         momentum = momentum_of(state) if state.training else 0.0
         running = (state.running_mean, state.running_var)
         y, mean, rstd, reserve, library = torch._batch_norm_impl_index(
-            x, weight, bias, *running, batch_statistics, momentum, self.eps,
-            torch.backends.cudnn.enabled,
-        )  # fmt: skip
+            x, weight, bias, *running, batch_statistics, momentum, self.eps, self.cudnn
+        )
         if state.training:
             state.step += 1
         bias_dtype = None if bias is None else bias.dtype
@@ -76,6 +81,19 @@ class BatchNorm:
         others = [d for d in range(x.dim()) if d != 1]
         var, mean = torch.var_mean(x.to(accumulator(x)), others, correction=0)
         return mean, var
+
+
+class NativeBatchNorm(BatchNorm):
+    """`bn` by PyTorch's own CUDA kernels, without cuDNN. NotApplicable on a CPU."""
+
+    cudnn = False
+
+    def forward(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, state: State
+    ) -> tuple[Tensor, Saved]:
+        if not x.is_cuda:
+            raise NotApplicable("on a CPU `aten` is PyTorch's own kernel already")
+        return super().forward(x, weight, bias, state)
 
 
 def _format(x: Tensor) -> torch.memory_format:

@@ -46,6 +46,7 @@ NORMALIZERS: tuple[Normalizer, ...] = (
         backends={
             "eager": f"{_EAGER}:BatchNorm",
             "aten": "sbnbench_kernels.aten.batch:BatchNorm",
+            "native": "sbnbench_kernels.aten.batch:NativeBatchNorm",
             "inductor": f"{_INDUCTOR}:BatchNorm",
             "triton": f"{_TRITON}:BatchNorm",
         },
