@@ -265,3 +265,11 @@ def test_missing_names_planned_results_without_a_record() -> None:
         (block.id, "bn@aten", "latency", "fwd"),
         (block.id, "fs@eager", "error", ""),
     ]
+
+
+def test_clocks_and_caches_are_never_put_together() -> None:
+    records = [record("fs", 2.0), record("fs", 8.0, timing="cuda-graph, cold")]
+    first, second = analyse.summaries(analyse.comparisons(records))
+    assert [s.ratio.value for s in (first, second)] == pytest.approx([2.0, 8.0])
+    assert second.conditions.timing == "cuda-graph, cold"
+    assert analyse.setting(records[0]) != analyse.setting(records[1])

@@ -121,3 +121,13 @@ def test_intervals_have_the_digits_they_need(
     low: float | None, high: float | None, words: str
 ) -> None:
     assert units.interval(Estimate(1.0, low, high)) == words
+
+
+def test_layers_are_told_apart_by_their_timing(small: Any) -> None:
+    cold = [replace(r, block="another", timing="cold") for r in small.records]
+    plain, both = text.layer_names(small.records), text.layer_names([*small.records, *cold])
+    assert len(both) == 2 * len(plain)
+    assert {name.rpartition(", ")[2] for name in both.values()} == {"hot", "cold"}
+    assert any(name.endswith("usual clock, hot") for name in both.values())
+    again = answer.answer(changed(small, records=[*small.records, *cold]))
+    assert any(s.startswith("cold: ") for s in again)
