@@ -6,7 +6,6 @@ compiled in, and a tensor that says where it is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,8 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sbnbench_kernels.inductor.sums import SMALL, buffer
+from sbnbench_kernels.inductor.sums import buffer
 from sbnbench_kernels.samplers import Elements, Sample, Share
+
+NARROW = 6
+"""Patches with rows shorter than this are gathered once, channels side by side, so that the sums
+work on vectors: one vector a row would be mostly empty."""
 
 
 class Form(NamedTuple):
@@ -47,8 +50,7 @@ class Form(NamedTuple):
         taken = _index(windows, [rows + self.start, None, *where.unbind(1)])
         if t.stride(1) < t.stride(-1):  # no copy: it says in what order the sums go
             return taken.movedim(1, -1).contiguous().movedim(-1, 1)
-        if math.prod(self.patch) < SMALL:
-            # Gathered once, channels side by side, so that the sums work on vectors.
+        if self.patch[-1] < NARROW:
             return buffer(taken.movedim(1, -1)).movedim(-1, 1)
         return taken
 
