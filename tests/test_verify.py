@@ -249,6 +249,53 @@ def test_an_ill_conditioned_channel_is_not_blamed_and_excuses_no_other() -> None
             verify.check(broken, broken.inputs, 0)
 
 
+def test_a_sample_of_two_values_is_judged_by_what_rounding_does_to_it() -> None:
+    """1×1 patches of two rows: now and then both values of a channel are nearly the same."""
+    tiny = Workload("synthetic", 2, 512, (4, 4))
+    text = "fs[backward=sampled]@eager"
+    right = bench(text, tiny)
+    wanted = verify.reference(right.contender, right.inputs, 3)
+    found = verify.results(right, right.inputs, 3)
+    assert max(verify.distance(found[n], wanted[n]) for n in verify.NAMES) > 1e-4
+    verify.check(right, right.inputs, 3)
+    wrong = wrapped(bench(text, tiny), None, grad_swapped)
+    with pytest.raises(VerificationFailed):
+        verify.check(wrong, wrong.inputs, 3)
+
+
+@pytest.mark.parametrize(("far", "blamed"), [(1e-6, False), (1e-2, True)])
+def test_what_rounding_puts_across_a_threshold_is_no_error(far: float, blamed: bool) -> None:
+    """frn's gradient jumps where z = γρx + b is 0: there rounding may take either side."""
+    found = bench("frn@eager", Workload("synthetic", 4, 8, (9, 9)))
+    made, at = found.inputs, (1, 2, 3, 4)
+    gamma, b, plane = made.weight[2], made.bias[2], made.x[1, 2]
+    for _ in range(100):  # ρ depends on what is being set
+        plane[3, 4] = -b / (gamma * plane.square().mean().add(1e-6).rsqrt())
+
+    def other_side(op: Any, x: Tensor, *others: Any) -> Any:
+        up = x.clone()
+        up[at] += far * gamma.sign() * x[at].abs()
+        y, saved = op.forward(up, *others)
+        assert y[at] > 0
+        return y, saved
+
+    wrong = wrapped(found, other_side)
+    with torch.no_grad():
+        assert verify.reference(found.contender, made, 0)["y"][at] == 0  # type: ignore[index]
+    if blamed:
+        with pytest.raises(VerificationFailed):
+            verify.check(wrong, made, 0)
+    else:
+        assert (
+            verify.distance(
+                verify.results(wrong, made, 0)["dx"],
+                verify.reference(found.contender, made, 0)["dx"],
+            )
+            > verify.TOLERANCE[torch.float32]
+        )
+        verify.check(wrong, made, 0)
+
+
 def test_what_does_not_apply_says_so() -> None:
     found = bench("gn[groups=4]@aten")
     with torch.no_grad(), pytest.raises(NotApplicable, match="groups"):
