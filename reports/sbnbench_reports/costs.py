@@ -111,7 +111,7 @@ def _row(cost: Cost, layers: int) -> str:
         units.seconds(cost.seconds),
         share,
         units.ratio(cost.ratio),
-        f"{least} … {most}",
+        f"{least} … {most}" if cost.layers > 1 else "—",
     )
     return f"| {' | '.join(cells)} |"
 
