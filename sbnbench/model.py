@@ -293,8 +293,6 @@ class Record(msgspec.Struct, frozen=True):
     workload: Workload
     baseline: str
     direction: Direction | None = None
-    timing: str = ""
-    """LatencyOptions.timing of the block."""
     reason: str = ""
     estimates: dict[str, Estimate] = {}
     samples: dict[str, list[list[float]]] = {}
@@ -302,6 +300,8 @@ class Record(msgspec.Struct, frozen=True):
     """What was seen on the way: inner loops, sampled share, verification error, …"""
     notes: tuple[str, ...] = ()
     """What a reader must know: a degenerate setting, a precision not reached."""
+    timing: str = ""
+    """LatencyOptions.timing of the block."""
     schema: int = SCHEMA
 
     @property
