@@ -122,12 +122,7 @@ class LiveObserver(Observer):
         at = self.done + fraction
         spent = monotonic() - self.start
         left = units.duration(spent / at * (self.total - at)) if at > 0.3 else "?"
-        self._show(
-            describe_block(block),
-            at,
-            f"{self.done + 1}/{self.total}",
-            left,
-        )
+        self._show(describe_block(block), at, f"{self.done + 1}/{self.total}", left)
 
     def block_done(self, block: Block, records: list[Record], seconds: float) -> None:
         self.done += 1

@@ -296,6 +296,15 @@ def test_what_rounding_puts_across_a_threshold_is_no_error(far: float, blamed: b
         verify.check(wrong, made, 0)
 
 
+def test_every_value_is_moved_up_and_down() -> None:
+    moves = torch.stack(
+        [m.expand(6, 5, 7, 6) for m in verify.roundings(bench("bn@eager").inputs, 0)]
+    )
+    assert (moves.amax(0) > 0).all()
+    assert (moves.amin(0) < 0).all()
+    assert (moves[2, 0] * moves[2, 1] < 0).all()  # neighbouring rows apart
+
+
 def test_what_does_not_apply_says_so() -> None:
     found = bench("gn[groups=4]@aten")
     with torch.no_grad(), pytest.raises(NotApplicable, match="groups"):

@@ -17,7 +17,7 @@ def measured(run: Run, layers: Mapping[Setting, str]) -> list[tuple[str, str]]:
     """What was measured, as terms and texts."""
     blocks = run.plan.blocks
     workloads = [block.workload for block in blocks]
-    latency = list(dict.fromkeys(block.latency for block in blocks if "latency" in block.measures))
+    latency = [block.latency for block in blocks if "latency" in block.measures]
     draws = sorted({block.error.draws for block in blocks if "error" in block.measures})
     facts = [
         ("Suite", run.plan.suite + (" (quick)" if run.plan.quick else "")),
@@ -28,10 +28,10 @@ def measured(run: Run, layers: Mapping[Setting, str]) -> list[tuple[str, str]]:
             f"{w.dtype}, {w.format.replace('_', ' ')}, {w.device}" for w in workloads
         ))),
         ("Baseline", listing(dict.fromkeys(block.baseline.id for block in blocks))),
-        ("Latency", "; ".join(
+        ("Latency", "; ".join(dict.fromkeys(  # clocks and caches are among the layers' names
             f"at most {o.seconds:g} s a direction and block, in {count(o.processes, 'process')}; "
             f"aim: an interval of ±{units.percent(o.precision)}" for o in latency
-        )),
+        ))),
         ("Error", f"averaged over {listing(draws)} batches" if draws else ""),
         ("Order", f"random, seed {run.plan.seed}"),
     ]  # fmt: skip
