@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.decomposition import select_decomp_table
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sbnbench.bench import set_up
@@ -99,10 +101,46 @@ def test_every_number_of_dimensions(contender: str, shape: tuple[int, ...]) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("mode", ["exact", "detached"])
+@pytest.mark.parametrize("mode", ["exact", "sampled", "detached"])
 @pytest.mark.parametrize("name", ["ns", "bs", "fs", "vdn", "bs+vdn", "fs+vdn"])
 def test_every_backward(name: str, mode: str, form: str) -> None:
     verify(f"{name}[backward={mode}]", 7, 9, 8, 10, form=form)
+
+
+def test_scattered_values_are_copied_once_and_kept_for_backward() -> None:
+    x = torch.randn(4, 3, 9, 9)
+    ones = torch.ones(3)
+
+    def saved(contender: str, x: Tensor) -> tuple[Any, Any]:
+        op: Any = build(parse_contender(f"{contender}@inductor"))
+        return op, op.forward(x, ones, ones, State(seed=1))[1]
+
+    op, kept = saved("fs[backward=sampled]", x)
+    (corners,), (copied,) = kept.positions, kept.copied
+    for row, (top, left) in enumerate(corners.tolist()):
+        height, width = copied.shape[2:]
+        assert torch.equal(copied[row], x[row, :, top : top + height, left : left + width])
+    _, dweight, dbias = op.backward(x, kept)
+    moved = kept._replace(copied=(copied + 1,))
+    torch.testing.assert_close(op.backward(x, moved)[1], dweight + dbias * kept.rstd)
+    assert len(saved("ns[backward=sampled]", x)[1].copied) == 1
+    assert not saved("fs[backward=exact]", x)[1].copied
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert not saved("fs[backward=sampled]", last)[1].copied
+
+
+@pytest.mark.parametrize(
+    "contender",
+    ["fs[backward=sampled]", pytest.param("ns[backward=sampled]", marks=pytest.mark.slow)],
+)
+def test_dy_in_another_memory_format(contender: str) -> None:
+    x, weight = torch.randn(4, 3, 9, 9), torch.rand(3)
+    dy = torch.randn(4, 3, 9, 9).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for backend in ("inductor", "eager"):
+        op: Any = build(parse_contender(f"{contender}@{backend}"))
+        gradients.append(op.backward(dy, op.forward(x, weight, None, State(seed=1))[1])[:2])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -225,6 +263,19 @@ def test_behind_the_public_door(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_inner", missing)
     verify("fs", 4, 6, 8, 8)
+
+
+def test_a_table_that_is_spread_by_a_copy_is_spread_once() -> None:
+    def function(means: Tensor, x: Tensor) -> Tensor:
+        return x - means.repeat_interleave(3, 1)[:, :, None]
+
+    given = torch.randn(4, 2), torch.randn(4, 6, 5)
+    module = make_fx(function, decomposition_table=select_decomp_table())(*given)
+    compiled.keep_copies(module)
+    targets = [node.target for node in module.graph.nodes]
+    spread = targets.index(torch.ops.aten.clone.default)
+    assert targets[spread + 1] is torch.ops.aten.as_strided.default
+    torch.testing.assert_close(module(*given), function(*given))
 
 
 def test_compiled_code_is_found_again() -> None:

@@ -197,6 +197,7 @@ def _two_processes(rank: int, file: str, out: str, device: str) -> None:
     """torch's SyncBatchNorm and this one's, each with another batch on each process."""
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     torch.manual_seed(rank)
+    torch.set_default_dtype(torch.float64)  # float32 would round μ, and Σ dy amplify it
     x, dy = (torch.randn(3 + rank, *SHAPE[1:], device=device) * 3 + 20 for _ in range(2))
     weight, bias = (torch.linspace(low, 2, 6, device=device) for low in (-1, -2))
     mean, var = torch.zeros(6, device=device), torch.ones(6, device=device)
@@ -225,7 +226,7 @@ def test_sync_batch_norm(device):
             compared = torch.load(Path(folder) / f"{rank}.pt")
             assert len(compared) == 6
             for got, wanted in compared:
-                torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
 # --- timm

@@ -36,6 +36,7 @@ from sbnbench_kernels.eager.peer import (
     Scales,
     bessel,
     map_size,
+    map_sums,
     merge,
     sample_moments,
     sample_sums,
@@ -107,7 +108,7 @@ class EvoNormS0(_EvoNorm):
         tilt = self._spread(inside, x) * (self.groups / x.shape[1:].numel())
         g = dy * column(a, x)
         dx = g * (gate + vx * bend) - (x - column(mean, x)) * column(tilt, x)
-        own = {"v": (g * x.to(g.dtype).square() * bend).sum((0, *range(2, x.dim())))}
+        own = {"v": map_sums(g * x.to(g.dtype).square() * bend, g.dtype).sum(0)}
         affine = scales.gradients((sum_dyh * rstd).sum(0), sum_dy.sum(0))
         return dx.to(x.dtype), *affine, own
 
@@ -153,14 +154,13 @@ class EvoNormB0(_EvoNorm):
         g = g / denominator
         q = -g * xhat
         from_map = q * (of_map > of_batch)
-        dims = tuple(range(2, x.dim()))
         dx = g + from_map * column(v, x)
-        tilt = from_map.sum(dims) / (map_size(x) * std)
+        tilt = map_sums(from_map, g.dtype) / (map_size(x) * std)
         dx = dx + (x - column(mean, x)) * column(tilt, x)
         if not fixed:
-            tilt = (q - from_map).sum((0, *dims)) / (values(x) * batch_std)
+            tilt = map_sums(q - from_map, g.dtype).sum(0) / (values(x) * batch_std)
             dx = dx + (x - column(batch_mean, x)) * column(tilt, x)
-        own = {"v": (from_map * x).sum((0, *dims))}
+        own = {"v": map_sums(from_map * x, g.dtype).sum(0)}
         return dx.to(x.dtype), *scales.gradients(sum_dyx.sum(0), sum_dy.sum(0)), own
 
 

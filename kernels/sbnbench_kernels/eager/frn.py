@@ -32,6 +32,7 @@ from sbnbench_kernels.eager.peer import (
     ExtendedPeer,
     Scales,
     map_size,
+    map_sums,
     sample_sums,
 )
 
@@ -80,8 +81,7 @@ class FilterResponseNorm(ExtendedPeer):
         a = scales.times(rms)
         tilt = -a * rms.square() * sum_dzx
         dx = combine(dz, a, x, tilt / map_size(x), torch.zeros_like(a))
-        below = (dy * ~above).sum((0, *range(2, x.dim())), dtype=tau.dtype)
-        own = {"tau": below}
+        own = {"tau": map_sums(dy * ~above, tau.dtype).sum(0)}
         if eps is not None:
             own["eps"] = tilt.sum() / 2 * eps.sign()
         return dx, *scales.gradients((sum_dzx * rms).sum(0), sum_dz.sum(0)), own

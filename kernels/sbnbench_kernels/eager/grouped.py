@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sbnbench.errors import NotApplicable
 from sbnbench_kernels.contract import State
-from sbnbench_kernels.eager.arithmetic import accumulator, affine, check_input, column, combine
+from sbnbench_kernels.eager.arithmetic import affine, check_input, combine
+from sbnbench_kernels.eager.peer import merge, sample_moments, sample_sums
 
 
 class Saved(NamedTuple):
@@ -61,11 +62,10 @@ class GroupNorm:
     ) -> tuple[Tensor, Saved]:
         check_input(x)
         groups = self._groups(x)
-        grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
-        dims = list(range(2, grouped.dim()))
-        mean = grouped.mean(dims, keepdim=True, dtype=accumulator(x))
-        var = (grouped - mean).pow_(2).mean(dims)
-        mean, rstd = mean.reshape(var.shape), torch.rsqrt(var + self.eps)
+        shape = x.shape[0], groups, x.shape[1] // groups
+        mean, var = (t.reshape(shape) for t in sample_moments(x))
+        mean, var = (t.squeeze(2) for t in merge(mean, var, 2))
+        rstd = torch.rsqrt(var + self.eps)
         scale = _spread(rstd, x)
         if weight is not None:
             scale = scale * weight
@@ -78,10 +78,9 @@ class GroupNorm:
     def backward(self, dy: Tensor, saved: Saved) -> tuple[Tensor, Tensor | None, Tensor | None]:
         x, weight, bias_dtype, mean, rstd = saved
         each_mean, each_rstd = _spread(mean, x), _spread(rstd, x)
-        # Sums of each map, (N, C): those of a group and those of a channel are made from them.
-        maps = tuple(range(2, x.dim()))
-        sum_dy = _sum(dy, maps, mean.dtype)
-        sum_dyx = _sum((x - column(each_mean, x)).mul_(dy), maps, mean.dtype) * each_rstd
+        # Sums of each map: those of a group and those of a channel are made from them.
+        sum_dy, sum_dyd = sample_sums(dy, x, each_mean)
+        sum_dyx = sum_dyd * each_rstd
         gamma = torch.ones_like(each_rstd) if weight is None else weight.to(mean.dtype)
         mean_g, mean_gx = (_group_mean(gamma * s, x, mean.shape[1]) for s in (sum_dy, sum_dyx))
         slope = -(each_rstd**2) * mean_gx
@@ -123,8 +122,3 @@ def _group_mean(sums: Tensor, x: Tensor, groups: int) -> Tensor:
     batch, channels = sums.shape
     size = channels // groups * x.shape[2:].numel()
     return _spread(sums.reshape(batch, groups, channels // groups).sum(2) / size, x)
-
-
-def _sum(t: Tensor, dims: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Σ over `dims`; torch takes no dimensions as all of them."""
-    return t.sum(dims, dtype=dtype) if dims else t.to(dtype)

@@ -33,8 +33,9 @@ def map_size(x: Tensor) -> int:
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,), in two passes."""
-    return _moments(x, (0, *range(2, x.dim())))
+    """Mean and biased variance (C,), in two passes over each map."""
+    mean, var = merge(*sample_moments(x), 0)
+    return mean[0], var[0]
 
 
 def sample_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,8 +54,8 @@ def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 def merge(mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the union of equally large sets along `dim`, kept as one."""
-    between, total = torch.var_mean(mean, dim=dim, correction=0, keepdim=True)
-    return total, var.mean(dim, keepdim=True) + between
+    total = mean.mean(dim, keepdim=True)
+    return total, (var + (mean - total).square()).mean(dim, keepdim=True)
 
 
 def channel_sums(dy: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,8 +66,12 @@ def channel_sums(dy: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]
 
 def sample_sums(dy: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     """Σ dy and Σ dy·(x−centre), (N, C); centre (C,) or (N, C)."""
-    dims = tuple(range(2, x.dim()))
-    return _sum(dy, dims, centre.dtype), _sum(dy * (x - column(centre, x)), dims, centre.dtype)
+    return map_sums(dy, centre.dtype), map_sums(dy * (x - column(centre, x)), centre.dtype)
+
+
+def map_sums(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Σ over every map, (N, C)."""
+    return _sum(t, tuple(range(2, t.dim())), dtype)
 
 
 def _sum(t: Tensor, dims: tuple[int, ...], dtype: torch.dtype) -> Tensor:

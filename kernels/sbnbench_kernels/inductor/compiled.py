@@ -102,6 +102,10 @@ def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor
         "scalar_asserts": False,
         "assert_indirect_indexing": False,  # positions are our own
         "fx_graph_cache": True,
+        # A mask or product that several sums need is computed for each, not written and read.
+        "realize_reads_threshold": 64,
+        "realize_opcount_threshold": 400,
+        "cpp.enable_floating_point_contract_flag": "fast",  # a·x+b in one instruction, rounded once
         "cpp.threads": torch.get_num_threads(),  # in the generated code, so in the cache's key too
     }
     # Without an environment of shapes, though there are none to find out, nothing is kept on disk.
@@ -115,6 +119,7 @@ def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor
         # Annotations would come along into the graph, which then could not be kept.
         pure = torch.func.functionalize(lambda *given: function(*given), remove="mutations")
         graph = make_fx(pure, decomposition_table=select_decomp_table())(*examples)
+        keep_copies(graph)
     with config.patch(settings), tracing(TracingContext(fake)):
         try:
             from torch._inductor.compile_fx import compile_fx_inner
@@ -125,6 +130,24 @@ def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor
         except (ImportError, AttributeError, TypeError):
             # Another torch has its inner parts elsewhere: the same code behind the public door.
             return _public(graph)
+
+
+def keep_copies(module: torch.fx.GraphModule) -> None:
+    """Has a table that the function spreads by a copy, such as a group's mean over its channels,
+    spread once. Inductor would look it up for every value, unless somebody asks for its strides."""
+    aten = torch.ops.aten
+    for node in module.graph.nodes:
+        if node.target is not aten.clone.default:
+            continue
+        (source,) = node.all_input_nodes
+        if source.target is aten.expand.default:
+            value: Tensor = node.meta["val"]
+            with module.graph.inserting_after(node):
+                kept = module.graph.call_function(aten.as_strided.default)
+            node.replace_all_uses_with(kept)
+            kept.args = (node, list(value.shape), list(value.stride()))
+            kept.meta["val"] = value
+    module.recompile()
 
 
 def _public(graph: torch.fx.GraphModule) -> Program:

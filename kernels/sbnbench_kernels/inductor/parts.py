@@ -17,8 +17,8 @@ from sbnbench_kernels.inductor.sums import buffer
 from sbnbench_kernels.samplers import Elements, Sample, Share
 
 NARROW = 6
-"""Patches with rows shorter than this are gathered once, channels side by side, so that the sums
-work on vectors: one vector a row would be mostly empty."""
+"""Patches with rows shorter than this are copied out of their maps, so that the sums work on full
+vectors: one vector a row would be mostly empty."""
 
 
 class Form(NamedTuple):
@@ -33,14 +33,21 @@ class Form(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     patch: tuple[int, ...] | None
 
+    def copies(self, t: Tensor) -> bool:
+        """Whether `take` copies the values, as they lie scattered in t: a copy worth keeping."""
+        if self.patch is None:
+            return True
+        return bool(self.patch) and self.patch[-1] < NARROW and not _side_by_side(t)
+
     def take(self, t: Tensor, where: Tensor | None) -> Tensor:
         """The part's values, channels in dimension 1."""
         if self.whole:
             return t
         assert where is not None
         if self.patch is None:
-            row, *place = torch.unravel_index(where, (t.shape[0], *t.shape[2:]))
-            return _index(t, [row, None, *place])
+            maps = t.reshape(*t.shape[:2], -1)
+            row, place = buffer(where // maps.shape[2]), buffer(where % maps.shape[2])
+            return buffer(_index(maps, [row, None, place]))
         rows = torch.arange(self.count, device=t.device)
         if not self.patch:
             return _index(t, [rows + where])
@@ -48,11 +55,9 @@ class Form(NamedTuple):
         for dim, size in enumerate(self.patch, start=2):
             windows = windows.unfold(dim, size, 1)
         taken = _index(windows, [rows + self.start, None, *where.unbind(1)])
-        if t.stride(1) < t.stride(-1):  # no copy: it says in what order the sums go
+        if _side_by_side(t):  # no copy: it says in what order the sums go
             return taken.movedim(1, -1).contiguous().movedim(-1, 1)
-        if self.patch[-1] < NARROW:
-            return buffer(taken.movedim(1, -1)).movedim(-1, 1)
-        return taken
+        return buffer(taken) if self.copies(t) else taken
 
     def mask(self, t: Tensor, where: Tensor | None) -> Tensor:
         """Where t is inside the part: bool, (N, 1, *spatial)."""
@@ -94,6 +99,10 @@ def positions_of(sample: Sample, x: Tensor) -> Iterator[Tensor]:
             yield part.corners
         elif part.count != x.shape[0]:
             yield _numbers(x.shape[0], x.device)[part.start]
+
+
+def _side_by_side(t: Tensor) -> bool:
+    return t.stride(1) < t.stride(-1)
 
 
 def _along(t: Tensor, dim: int) -> Tensor:

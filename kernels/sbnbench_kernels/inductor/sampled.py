@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,7 +26,8 @@ Forms = tuple[Form, ...]
 
 
 class Saved(NamedTuple):
-    """What backward reads; `laid_out` is x's layout. No forms: the statistics were constants."""
+    """What backward reads; `laid_out` is x's layout, `copied` the parts of x that forward copied
+    out of scattered memory. No forms: the statistics were constants."""
 
     x: Tensor
     weight: Tensor | None
@@ -35,6 +36,7 @@ class Saved(NamedTuple):
     rstd: Tensor
     forms: Forms
     positions: tuple[Tensor, ...]
+    copied: tuple[Tensor, ...]
     laid_out: Layout
 
 
@@ -65,19 +67,21 @@ class SampledNorm(Compiled, eager.SampledNorm):
                 require_variance(sample, x.shape)
             forms = tuple(form_of(s, x.shape[0]) for s in sample)
             correction = bessel(sample) if sample else 1.0
-            function = Forward(self.eps, forms, training, momentum, correction)
+            keep = self.mode == "sampled"
+            function = Forward(self.eps, forms, training, momentum, correction, keep)
             found = self.programs[key] = (self.compile(function, given), forms)
         program, forms = found
-        y, mean, rstd = program([t for t in given if t is not None])
+        y, mean, rstd, *copied = program([t for t in given if t is not None])
         if training:
             state.step += 1
         bias_dtype = None if bias is None else bias.dtype
-        return y, Saved(x, weight, bias_dtype, mean, rstd, forms, positions, laid_out)
+        kept = tuple(copied)
+        return y, Saved(x, weight, bias_dtype, mean, rstd, forms, positions, kept, laid_out)
 
     def backward(self, dy: Tensor, saved: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         kept: Saved = saved
-        x, weight, bias_dtype, mean, rstd, forms, positions, laid_out = kept
-        given = (dy, x, weight, mean, rstd, *positions)
+        x, weight, bias_dtype, mean, rstd, forms, positions, copied, laid_out = kept
+        given = (dy, x, weight, mean, rstd, *positions, *copied)
         key = ("backward", forms, bias_dtype, layout(dy), laid_out, layout(weight))
         program = self.programs.get(key)
         if program is None:
@@ -91,14 +95,15 @@ class SampledNorm(Compiled, eager.SampledNorm):
 
 @dataclass(frozen=True)
 class Forward:
-    """y, μ and 1/σ; in training the running statistics are changed in place. No forms: μ and σ
-    are the running ones."""
+    """y, μ, 1/σ and, to `keep` them for backward, the copies; in training the running statistics
+    are changed in place. No forms: μ and σ are the running ones."""
 
     eps: float
     forms: Forms
     training: bool
     momentum: float | None
     correction: float
+    keep: bool
 
     def __call__(
         self,
@@ -111,8 +116,12 @@ class Forward:
         *positions: Tensor,
     ) -> Sequence[Tensor]:
         dtype = accumulator(x)
+        copied: list[Tensor] = []
         if self.forms:
-            mean, var = _mixed(self.forms, _taken(self.forms, x, positions))
+            parts = _taken(self.forms, x, positions)
+            mean, var = _mixed(self.forms, parts)
+            if self.keep:
+                copied = [p for f, p in zip(self.forms, parts, strict=True) if f.copies(x)]
         else:
             assert old_mean is not None
             assert old_var is not None
@@ -127,7 +136,7 @@ class Forward:
             assert momentum is not None
             _average(old_mean, mean, momentum)
             _average(old_var, var * self.correction, momentum)
-        return y.to(x.dtype), mean, rstd
+        return y.to(x.dtype), mean, rstd, *copied
 
 
 @dataclass(frozen=True)
@@ -145,13 +154,17 @@ class Backward:
         weight: Tensor | None,
         mean: Tensor,
         rstd: Tensor,
-        *positions: Tensor,
+        *rest: Tensor,
     ) -> Sequence[Tensor]:
+        """`rest`: the positions, then the copies that forward kept."""
+        needed = sum(not f.whole for f in self.forms)
+        positions, copied = rest[:needed], rest[needed:]
         scale = buffer(scale_of(weight, rstd))
         wide_dy, wide_x = dy.to(mean.dtype), x.to(mean.dtype)
         dx = wide_dy * column(scale, x)
         if self.mode == "sampled" and self.forms:
-            taken_dy, taken_x = (_taken(self.forms, t, positions) for t in (dy, x))
+            taken_dy = _taken(self.forms, dy, positions)
+            taken_x = _taken(self.forms, x, positions, iter(copied))
             parts = [
                 sums(part_dy, part, mean, bool(f.patch))
                 for f, part_dy, part in zip(self.forms, taken_dy, taken_x, strict=True)
@@ -184,9 +197,16 @@ def _correction(
     return buffer(slope), buffer(-scale * mean_dy - slope * mean)
 
 
-def _taken(forms: Forms, t: Tensor, positions: Sequence[Tensor]) -> list[Tensor]:
+def _taken(
+    forms: Forms, t: Tensor, positions: Sequence[Tensor], copied: Iterator[Tensor] | None = None
+) -> list[Tensor]:
+    """The forms' parts of t, those found among `copied` from there."""
     left = iter(positions)
-    return [f.take(t, None if f.whole else next(left)) for f in forms]
+    wheres = [None if f.whole else next(left) for f in forms]
+    return [
+        next(copied) if copied and f.copies(t) else f.take(t, where)
+        for f, where in zip(forms, wheres, strict=True)
+    ]
 
 
 def _weights(forms: Forms, x: Tensor, positions: Sequence[Tensor]) -> Tensor | float:

@@ -1,11 +1,11 @@
 """Sums and moments a channel, in the order in which memory lies.
 
 A reduction over all of a channel at once would jump through memory channel by channel. Instead
-tiles are reduced first: the values of a channel in one map where a map is contiguous, in a few
-neighbouring positions where the channels lie side by side. Tiles follow each other in memory, keep
-all threads busy at any number of channels, and their second pass finds them in the cache. What is
-left is small and is merged exactly: with equal tiles, the mean of means, and the mean of variances
-plus the variance of means.
+tiles are reduced first: the values of a channel in one map where a map is contiguous, at one place
+of all maps where maps are small, in a few neighbouring positions where the channels lie side by
+side. Tiles follow each other in memory, keep all threads busy at any number of channels, and their
+second pass finds them in the cache. What is left is small and is merged exactly: with equal tiles,
+the mean of means, and the mean of variances plus the variance of means.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FEW = 4
 """Under so many positions, where their number has no other divisor, all of them are one tile."""
 
 SMALL = 32
-"""Maps under this size are not worth a tile, whose lanes are added up at its end."""
+"""Maps under this size are not worth a tile each, whose lanes are added up at its end."""
 
 
 def moments(values: Tensor, patches: bool) -> tuple[Tensor, Tensor]:
@@ -47,9 +47,14 @@ def moments(values: Tensor, patches: bool) -> tuple[Tensor, Tensor]:
 def sums(dy: Tensor, x: Tensor, mean: Tensor, patches: bool = False) -> tuple[Tensor, Tensor]:
     """Σ dy and Σ dy·(x−μ) a channel."""
     dy = dy.to(mean.dtype)
-    # A mean for each map: both sums then run over the same loops, and dy is read once for both.
-    centre = buffer(mean.expand(x.shape[:2])) if _tiles(x, patches)[1][0] == 2 else mean
-    return _sum(dy, patches), _sum(dy * (x - column(centre, x)), patches)
+    _, inside, _ = _tiles(x, patches)
+    centre = column(mean, x)
+    # A mean for each tile: both sums then run over the same loops, and dy is read once for both.
+    if inside[0] == 2:
+        centre = buffer(centre.expand(*x.shape[:2], *centre.shape[1:]))
+    elif inside[0] == 0:
+        centre = buffer(centre.expand(x.shape[1:]))
+    return _sum(dy, patches), _sum(dy * (x - centre), patches)
 
 
 def _sum(t: Tensor, patches: bool) -> Tensor:
@@ -76,4 +81,4 @@ def _tiles(t: Tensor, patches: bool) -> tuple[Tensor, list[int], list[int]]:
         return rows.reshape(-1, size, t.shape[1]), [1], [0, 1]
     if side_by_side or math.prod(t.shape[2:]) >= SMALL:
         return t, space, [0, *space]
-    return t, [0, *space], []
+    return t, [0], [0, *space]
