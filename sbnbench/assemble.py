@@ -150,26 +150,18 @@ class _Part(NamedTuple):
 
 
 def _floor(pairs: list[Sampled]) -> _Part:
-    """The floor's time, and the share of it that the contender attains.
-
-    Both times are taken next to the baseline but some milliseconds apart. So the floor's is carried
-    to the contender's moment by what the baseline did between the two.
-    """
+    """The floor's time, and the share of it that the contender, timed next to it, attains."""
     floors = [p.floor for p in pairs if p.floor]
     if len(floors) < len(pairs):  # no process may be missing: levels of the interval
         return _Part({}, {}, {})
-    carried = [
-        [f * b / g for f, b, g in zip(floor.time, p.baseline, floor.baseline, strict=True)]
-        for floor, p in zip(floors, pairs, strict=True)
-    ]
-    attainable = paired_ratio(carried, [p.time for p in pairs])
+    times = [f.time for f in floors]
+    attainable = paired_ratio(times, [p.time for p in pairs])
     first = floors[0]
     facts = {
         "bytes_read": first.read,
         "bytes_written": first.written,
         "bytes_known": first.known,
         "ways": [f.ways for f in floors],
-        "loops": [f.loops for f in floors],
     }
     notes: tuple[str, ...] = ()
     if not first.known:
@@ -180,11 +172,8 @@ def _floor(pairs: list[Sampled]) -> _Part:
     if attainable.low is not None and attainable.low > 1:
         notes += ("faster than its floor: what the floor moves, caches served",)
     return _Part(
-        {
-            "attainable": attainable,
-            "floor_time": location([f.time for f in floors]),
-        },
-        {"floor": [f.time for f in floors], "floor_baseline": [f.baseline for f in floors]},
+        {"attainable": attainable, "floor_time": location(times)},
+        {"floor": times},
         {"floor": facts},
         notes,
     )

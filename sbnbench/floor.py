@@ -1,6 +1,6 @@
 """The floor: the fastest copy of exactly the bytes that a contender must move.
 
-It is timed in the same rounds as the contenders, so floor/contender is the share of what this
+It is timed next to its contender in every round, so floor/contender is the share of what this
 machine can do at that moment. A floor computes nothing of use. It is made of
 
     sweeps   a read-only reduction over the inputs, for reads that no write follows: the passes that
@@ -104,11 +104,10 @@ def steps(moves: Moves) -> Steps:
 
 
 class Floors:
-    """The floors of a block's direction. What moves the same bytes has the same floor, and all of
-    them work in the same buffers.
+    """Floors that work in the same buffers. What moves the same bytes has the same floor.
 
     Where there are several ways to do a step, `time`, the seconds of a call, decides: once for each
-    kind of step and size up to a factor of two.
+    kind of step and size up to a factor of two, among all floors that are given the same `chosen`.
     """
 
     def __init__(
@@ -116,11 +115,10 @@ class Floors:
         wanted: Sequence[Traffic],
         device: str,
         time: Callable[[Call], float],
-        chosen: dict[str, str] | None = None,
+        chosen: dict[str, str],
     ) -> None:
-        self._given = wanted, device, time
         self._time = time
-        self._chosen = {} if chosen is None else chosen
+        self._chosen = chosen
         moves = [m for traffic in wanted for m in traffic.moves]
         self._source = torch.ones(max(_room(m) for m in moves), device=device)
         self._target = torch.empty(max(_written(t) for t in wanted), device=device)
@@ -135,10 +133,6 @@ class Floors:
     def ways(self, traffic: Traffic) -> tuple[str, ...]:
         """The names of its steps, as they were chosen."""
         return self._made[traffic][1]
-
-    def again(self) -> Floors:
-        """The same floors in other buffers."""
-        return Floors(*self._given, self._chosen)
 
     def _make(self, traffic: Traffic) -> tuple[Call, tuple[str, ...]]:
         chosen, written = [], 0

@@ -106,11 +106,9 @@ class Outcome(msgspec.Struct, frozen=True, tag=True):
 
 
 class FloorSampled(msgspec.Struct, frozen=True):
-    """Pairs of a contender's floor, from the same rounds, and what the floor is."""
+    """Seconds a call of a contender's floor, next to the contender's, and what the floor is."""
 
     time: list[float]
-    baseline: list[float]
-    loops: int
     read: int
     written: int
     known: bool
@@ -138,18 +136,12 @@ class Sampled(msgspec.Struct, frozen=True, tag=True):
         """The same, where each call was this many executions."""
         if executions == 1:
             return self
-        baseline = [t / executions for t in self.baseline]
-        floor = self.floor
-        if floor:
-            beside = [t / executions for t in floor.baseline]
-            floor = msgspec.structs.replace(floor, baseline=beside)
         return msgspec.structs.replace(
             self,
             time=[t / executions for t in self.time],
-            baseline=baseline,
+            baseline=[t / executions for t in self.baseline],
             loops=self.loops * executions,
             baseline_loops=self.baseline_loops * executions,
-            floor=floor,
             joules=self.joules and self.joules / executions,
         )
 

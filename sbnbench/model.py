@@ -278,9 +278,8 @@ class Record(msgspec.Struct, frozen=True):
     faster than the baseline), `baseline_time`; samples `time` and `baseline` in seconds a call, one
     list a process, pair by pair: the n-th entries of both were taken next to each other.
     `floor_time` is the time of the fastest copy of the bytes that the contender must move, taken
-    in the same rounds, and `attainable` that time over the contender's: 1 is all that this machine
-    can do. Samples `floor` and `floor_baseline`, round by round like the others. On a GPU `energy`,
-    J a call.
+    next to it, and `attainable` that time over the contender's: 1 is all that this machine can do.
+    Sample `floor`, round by round like the others. On a GPU `energy`, J a call.
     memory: estimate `peak_memory` (B), see measure/memory.py.
     error: estimates `mean_batch_median`, `mean_batch_p95`, `var_batch_median`, `var_batch_p95` and
     the same with `population` (see measure/error.py); samples: per draw.

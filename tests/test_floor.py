@@ -60,7 +60,7 @@ def test_a_floor_moves_the_contenders_bytes(text: str, direction: Any, monkeypat
     one_way = lambda operands, target: dict([next(iter(passes(operands, target).items()))])  # noqa: E731
     monkeypatch.setattr(floor, "passes", one_way)
     wanted = traffic(text, direction)
-    floors = Floors([wanted], "cpu", first)
+    floors = Floors([wanted], "cpu", first, {})
     with Bytes() as counted:
         floors.call(wanted)()
     slack = 4 * len(wanted.moves)  # bytes are rounded to elements
@@ -123,17 +123,18 @@ def test_the_fastest_way_is_taken_and_tried_once_for_each_size() -> None:
         return float(-len(tried))  # the last way tried is the fastest
 
     wanted = [traffic(t, "fwd") for t in ("bn@aten", "bs[ratio=1/2]@eager", "bs[ratio=1/4]@eager")]
-    floors = Floors(wanted, "cpu", time)
+    chosen: dict[str, str] = {}
+    floors = Floors(wanted, "cpu", time, chosen)
     assert floors.ways(wanted[0]) == ("dot", "copyto")
     assert Counter(floors.ways(t)[-1] for t in wanted) == {"copyto": 3}
     assert len(tried) == 2 * (3 + 1)  # three sizes of sweep, one of pass
-    assert floors.again().ways(wanted[0]) == ("dot", "copyto")
+    assert Floors(wanted[:1], "cpu", time, chosen).ways(wanted[0]) == ("dot", "copyto")
     assert len(tried) == 8
 
 
 def test_what_moves_the_same_bytes_has_the_same_floor() -> None:
     wanted = [traffic(t, "fwd") for t in ("bn@aten", "bn@eager", "gn[groups=2]@aten", "fs@eager")]
-    floors = Floors(wanted, "cpu", first)
+    floors = Floors(wanted, "cpu", first, {})
     calls = [floors.call(t) for t in wanted]
     assert calls[0] is calls[1] is calls[2]
     assert calls[3] is not calls[0]
@@ -143,7 +144,7 @@ def test_what_moves_the_same_bytes_has_the_same_floor() -> None:
 def test_other_dtypes_and_one_value(dtype: str) -> None:
     tiny = Workload("synthetic", 1, 1, (), dtype)
     wanted = traffic("bn@aten", "bwd", tiny)
-    Floors([wanted], "cpu", first).call(wanted)()
+    Floors([wanted], "cpu", first, {}).call(wanted)()
 
 
 def test_copies_are_copies() -> None:

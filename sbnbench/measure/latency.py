@@ -1,9 +1,9 @@
 """Latency by adjacent, randomly ordered pairs.
 
-In each round every contender, and every floor, executes next to an execution of the baseline, in an
-order drawn at random; every second round mirrors the one before. A pair lies within milliseconds,
-so the drift of the machine, tens of per cent within seconds, mostly cancels in its ratio.
-docs/how-the-numbers-are-made.md has the reasons.
+In each round every contender executes between an execution of the baseline and one of its floor, in
+an order drawn at random; every second round mirrors the one before. Neighbours lie within
+milliseconds, so the drift of the machine, tens of per cent within seconds, mostly cancels in their
+ratio. docs/how-the-numbers-are-made.md has the reasons.
 """
 
 from __future__ import annotations
@@ -33,30 +33,33 @@ TRIALS = 3
 
 @dataclass(eq=False)
 class Entrant:
-    """A call that is timed in every round, next to a call of the baseline that is its own.
+    """A call that is timed in every round, between a call of the baseline and one of its floor,
+    where it has one.
 
-    Both make the same number of loops: the first call of a sample finds colder caches than the
-    others, and must weigh the same on both sides.
+    All make the same number of loops: the first call of a sample finds colder caches than the
+    others, and must weigh the same in each.
     """
 
     call: Call
     partner: Call
     loops: int
+    floor: Call | None = None
     time: list[float] = field(default_factory=list)
     baseline: list[float] = field(default_factory=list)
+    floor_time: list[float] = field(default_factory=list)
 
-    def pair(self, clock: Clock, first: bool) -> None:
-        """Time this call and the baseline's; `first` tells whether this one comes first."""
-        if first:
-            self.time.append(clock.time(self.call, self.loops))
-        self.baseline.append(clock.time(self.partner, self.loops))
-        if not first:
-            self.time.append(clock.time(self.call, self.loops))
+    def round(self, clock: Clock, first: bool) -> None:
+        """Time all of them; `first` tells whether this call comes before the baseline's."""
+        turns = [(self.partner, self.baseline), (self.call, self.time)]
+        if self.floor:
+            turns.append((self.floor, self.floor_time))
+        for call, times in reversed(turns) if first else turns:
+            times.append(clock.time(call, self.loops))
 
     @property
     def seconds(self) -> float:
         """Time spent inside samples."""
-        return (sum(self.time) + sum(self.baseline)) * self.loops
+        return (sum(self.time) + sum(self.baseline) + sum(self.floor_time)) * self.loops
 
 
 def measure(
@@ -102,16 +105,18 @@ def measure(
                 clock.time(partner, 1)
             entrants.append(Entrant(call, partner, max(own, against)))
         doing("")
-        floors, problem = _floors(clock, benches, direction, loops, pool[0], against)
-        everyone = [*entrants, *dict.fromkeys(floor.entrant for floor in floors)]
+        floors, problem = _floors(clock, benches, direction, loops, shared=len(baselines) == 1)
+        for entrant, floor in zip(entrants, floors, strict=False):
+            entrant.floor = floor.call
+            clock.time(floor.call, floor.sets)
         watch = Watch(gpu)
         share = options.seconds / options.processes
         start = monotonic()
-        for rounds, order in enumerate(chance_order(random, len(everyone))):
+        for rounds, order in enumerate(chance_order(random, len(entrants))):
             if rounds >= options.min_rounds and monotonic() - start >= share:
                 break
             for index, first in order:
-                everyone[index].pair(clock, first)
+                entrants[index].round(clock, first)
             watch.round()
             on_time(min(1.0, (monotonic() - start) / share))
         seen = watch.facts()
@@ -126,19 +131,19 @@ def measure(
             entrant.loops,
             entrant.loops,
             clock.name,
-            floors[i].sampled() if floors else None,
+            floors[i].sampled(entrant.floor_time) if floors else None,
             seen,
             joules[i],
             tuple(filter(None, (*remarks, clock.remark(entrant.call)))),
         )
         for i, (bench, entrant) in enumerate(zip(benches, entrants, strict=True))
     ]
-    return sampled, sum(e.seconds for e in everyone)
+    return sampled, sum(e.seconds for e in entrants)
 
 
 def partners(baseline: Bench, count: int) -> list[Bench]:
-    """Baselines to time against: one for the floors, then one for each of `count` contenders; or
-    one for all.
+    """Baselines to time against: one to make and know it by, then one for each of `count`
+    contenders; or one for all.
 
     What ran a moment ago finds its data in the caches. One baseline for all would be in every pair,
     its contenders in one pair a round: it would look 10 % faster than itself. So each contender
@@ -150,47 +155,47 @@ def partners(baseline: Bench, count: int) -> list[Bench]:
     return [baseline, *(baseline.again() for _ in range(count))]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Floor:
     traffic: Traffic
     ways: tuple[str, ...]
-    entrant: Entrant
+    call: Call
+    sets: int
 
-    def sampled(self) -> FloorSampled:
-        e, t = self.entrant, self.traffic
-        return FloorSampled(e.time, e.baseline, e.loops, t.read, t.written, t.known, self.ways)
+    def sampled(self, time: list[float]) -> FloorSampled:
+        t = self.traffic
+        return FloorSampled(time, t.read, t.written, t.known, self.ways)
 
 
 def _floors(
-    clock: Clock,
-    benches: Sequence[Bench],
-    direction: Direction,
-    loops: Loops,
-    partner: Call,
-    partner_loops: int,
+    clock: Clock, benches: Sequence[Bench], direction: Direction, loops: Loops, shared: bool
 ) -> tuple[list[_Floor], str]:
-    """A floor for each bench, the same one where the bytes are the same; or none, and why."""
+    """A floor for each bench; or none, and why.
+
+    Each works in buffers of its own, last used when its contender's were, so that caches serve both
+    alike. Where one set of buffers fills the caches, all floors are `shared` in one.
+    """
     device = benches[0].inputs.workload.device
 
     def shortest(call: Call) -> float:
         turns = loops.calibrated(call)
         return min(clock.time(call, turns) for _ in range(TRIALS))
 
+    def sets_of(traffics: Sequence[Traffic], sets: int) -> list[Floors]:
+        return [Floors(traffics, device, shortest, loops.known.ways) for _ in range(sets)]
+
     try:
         wanted = [traffic_of(b.contender, b.inputs, direction) for b in benches]
-        floors = Floors(wanted, device, shortest, loops.known.ways)
-        smallest = min(t.read + t.written for t in wanted)
-        copies = [floors, *(floors.again() for _ in range(clock.sets(smallest) - 1))]
-        made = {}
-        for traffic in dict.fromkeys(wanted):
-            call = going_round([f.call(traffic) for f in copies])
-            name = f"floor {traffic.read}/{traffic.written}"
-            own = loops.warmed(name, call, len(copies))
-            entrant = Entrant(call, partner, max(own, partner_loops))
-            made[traffic] = _Floor(traffic, floors.ways(traffic), entrant)
+        sets = clock.sets(min(b.size for b in benches))
+        common = sets_of(wanted, sets) if shared else []
+        made = []
+        for traffic in wanted:
+            own = common or sets_of([traffic], sets)
+            call = going_round([floors.call(traffic) for floors in own])
+            made.append(_Floor(traffic, own[0].ways(traffic), call, sets))
     except Exception as error:  # such as no memory left for it: the contenders are timed anyway
         return [], f"no floor was timed: {classify(error)[1]}"
-    return [made[traffic] for traffic in wanted], ""
+    return made, ""
 
 
 @dataclass(frozen=True)

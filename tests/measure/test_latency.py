@@ -75,7 +75,7 @@ def run(*names: str, clock: Any = None, gpu: Any = None, energy: bool = False) -
     return used, *found
 
 
-def test_every_entrant_is_timed_next_to_the_baseline_in_every_round() -> None:
+def test_every_contender_runs_between_its_baseline_and_its_floor_in_every_round() -> None:
     clock, sampled, _ = run("bn@eager", "fs@eager")
     assert [s.contender for s in sampled] == ["bn@eager", "fs@eager"]
     for s in sampled:
@@ -83,23 +83,37 @@ def test_every_entrant_is_timed_next_to_the_baseline_in_every_round() -> None:
         assert s.baseline == [1.0] * 6
         assert s.floor is not None
         assert s.floor.time == [FLOOR] * 6
-        assert s.floor.baseline == [1.0] * 6
-    entrants = 2 + 2  # bn and fs read different shares of x
-    rounds = clock.order[-6 * entrants * 2 :]
-    pairs = list(zip(rounds[::2], rounds[1::2], strict=True))
-    assert all("bn@aten" in pair and pair != ("bn@aten", "bn@aten") for pair in pairs)
+    rounds = clock.order[-6 * 2 * 3 :]
+    turns = list(zip(rounds[::3], rounds[1::3], rounds[2::3], strict=True))
+    assert {call for _, call, _ in turns} == {"bn@eager", "fs@eager"}
+    either = [{"bn@aten", "floor"} == {before, after} for before, _, after in turns]
+    assert all(either)
+    assert {before for before, _, _ in turns} == {"bn@aten", "floor"}, "always in one order"
 
 
-def test_contenders_that_move_the_same_bytes_share_a_floor() -> None:
-    clock, sampled, _ = run("bn@eager", "bn@eager")
-    assert sampled[0].floor == sampled[1].floor
-    assert clock.order[-6 * 3 * 2 :].count("floor") == 6
-
-
-def test_seconds_inside_samples_count_floors_once() -> None:
+def test_seconds_inside_samples_count_all_three() -> None:
     _, sampled, timed = run("bn@eager", "bn@eager")
     assert all(s.loops == s.baseline_loops == 1 for s in sampled)
-    assert timed == pytest.approx(6 * (2 * (4.0 + 1.0) + (FLOOR + 1.0)))
+    assert timed == pytest.approx(6 * 2 * (4.0 + 1.0 + FLOOR))
+
+
+def test_each_floor_has_buffers_of_its_own_where_caches_hold_more_than_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    class Counted(floor.Floors):
+        def __init__(self, wanted: Any, *rest: Any) -> None:
+            made.append(len(wanted))
+            super().__init__(wanted, *rest)
+
+    monkeypatch.setattr(latency, "Floors", Counted)
+    run("bn@eager", "fs@eager")
+    assert made == [1, 1]
+    made.clear()
+    monkeypatch.setattr(latency, "cache_bytes", lambda device: 0)
+    run("bn@eager", "fs@eager")
+    assert made == [2]
 
 
 def test_remarks_of_the_clock_go_to_whom_they_concern() -> None:
@@ -133,7 +147,8 @@ def test_loops_go_round_all_sets_of_buffers() -> None:
     clock = FakeClock(made, sets=4)
     sampled, _ = measure(made, clock)
     assert sampled[0].loops == sampled[0].baseline_loops == 4
-    assert sampled[0].floor.loops == 4  # type: ignore[union-attr]
+    floors = [name for name in clock.order if name == "floor"]
+    assert len(floors) >= 6
 
 
 def test_sets_of_buffers_are_distinct() -> None:
@@ -202,10 +217,10 @@ def test_each_contender_has_a_baseline_with_buffers_of_its_own() -> None:
 
     clock = Watching([])
     measure(made, clock)
-    assert len(seen["warming bn@aten"]) == 3  # one for the floors, one for each contender
+    assert len(seen["warming bn@aten"]) == 3  # one to calibrate, one for each contender
 
 
-def test_both_sides_of_a_pair_make_the_same_number_of_loops() -> None:
+def test_baseline_contender_and_floor_make_the_same_number_of_loops() -> None:
     made = benches("bn@aten", "bn@eager")
     asked: list[tuple[str, int]] = []
 
@@ -217,5 +232,5 @@ def test_both_sides_of_a_pair_make_the_same_number_of_loops() -> None:
 
     sampled, _ = measure(made, Quick(made))
     assert sampled[0].loops == sampled[0].baseline_loops > 1
-    last = asked[-2:]
-    assert last[0][1] == last[1][1]
+    assert {name for name, _ in asked[-3:]} == {"bn@aten", "bn@eager", "floor"}
+    assert len({loops for _, loops in asked[-3:]}) == 1
