@@ -1,9 +1,9 @@
 """Latency by adjacent, randomly ordered pairs.
 
-In each round every contender executes between an execution of the baseline and one of its floor, in
-an order drawn at random; every second round mirrors the one before. Neighbours lie within
-milliseconds, so the drift of the machine, tens of per cent within seconds, mostly cancels in their
-ratio. docs/how-the-numbers-are-made.md has the reasons.
+In each round every contender executes next to an execution of the baseline, and both next to one of
+its floor, in an order drawn at random; every second round mirrors the one before. The three lie
+within milliseconds, so the drift of the machine, tens of per cent within seconds, mostly cancels in
+their ratios. docs/how-the-numbers-are-made.md has the reasons.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ TRIALS = 3
 
 @dataclass(eq=False)
 class Entrant:
-    """A call that is timed in every round, between a call of the baseline and one of its floor,
-    where it has one.
+    """A call that is timed in every round, next to a call of the baseline, and both of them before
+    or after one of its floor, where it has one.
 
     All make the same number of loops: the first call of a sample finds colder caches than the
     others, and must weigh the same in each.
@@ -48,12 +48,14 @@ class Entrant:
     baseline: list[float] = field(default_factory=list)
     floor_time: list[float] = field(default_factory=list)
 
-    def round(self, clock: Clock, first: bool) -> None:
-        """Time all of them; `first` tells whether this call comes before the baseline's."""
-        turns = [(self.partner, self.baseline), (self.call, self.time)]
+    def round(self, clock: Clock, first: bool, floor_first: bool) -> None:
+        """Time all of them. `first`: this call comes before the baseline's. Whichever runs after
+        the floor finds colder caches, so the floor never comes between the two."""
+        pair = [(self.partner, self.baseline), (self.call, self.time)]
+        turns = pair[::-1] if first else pair
         if self.floor:
-            turns.append((self.floor, self.floor_time))
-        for call, times in reversed(turns) if first else turns:
+            turns.insert(0 if floor_first else 2, (self.floor, self.floor_time))
+        for call, times in turns:
             times.append(clock.time(call, self.loops))
 
     @property
@@ -116,7 +118,7 @@ def measure(
             if rounds >= options.min_rounds and monotonic() - start >= share:
                 break
             for index, first in order:
-                entrants[index].round(clock, first)
+                entrants[index].round(clock, first, floor_first=(rounds + index) % 2 == 0)
             watch.round()
             on_time(min(1.0, (monotonic() - start) / share))
         seen = watch.facts()
