@@ -9,8 +9,9 @@ machine can do at that moment. A floor computes nothing of use. It is made of
 
 Reads go over buffers of the size of the tensors that the direction reads (x forward; x and dy
 backward), as often as it takes: what a contender reads twice, the floor reads twice, and caches may
-serve the second time for both. Writes go to a buffer of the size of what is written. `fwd_bwd` is
-the floor of `fwd` followed by that of `bwd`. Elements are float32 whatever the dtype: bytes count.
+serve the second time for both. What is written is a fresh tensor, as y and dx are: the allocator
+gives all of them the same, warm memory. `fwd_bwd` is the floor of `fwd` followed by that of `bwd`.
+Elements are float32 whatever the dtype: bytes count.
 """
 
 from __future__ import annotations
@@ -121,7 +122,6 @@ class Floors:
         self._chosen = chosen
         moves = [m for traffic in wanted for m in traffic.moves]
         self._source = torch.ones(max(_room(m) for m in moves), device=device)
-        self._target = torch.empty(max(_written(t) for t in wanted), device=device)
         self._made: dict[Traffic, tuple[Call, tuple[str, ...]]] = {
             traffic: self._make(traffic) for traffic in dict.fromkeys(wanted)
         }
@@ -135,29 +135,22 @@ class Floors:
         return self._made[traffic][1]
 
     def _make(self, traffic: Traffic) -> tuple[Call, tuple[str, ...]]:
-        chosen, written = [], 0
-        for moves in traffic.moves:
-            chosen += [self._fastest(*found) for found in self._todo(moves, written)]
-            written += steps(moves).passed
+        chosen = [self._fastest(*found) for m in traffic.moves for found in self._todo(m)]
         calls = tuple(call for _, call in chosen)
         call = calls[0] if len(calls) == 1 else partial(_in_turn, calls)
         return call, tuple(name for name, _ in chosen)
 
-    def _todo(self, moves: Moves, start: int) -> list[tuple[str, Ways]]:
-        """The ways to do each step, under what tells steps of different kinds apart.
-
-        Writes go to the target from element `start` on.
-        """
+    def _todo(self, moves: Moves) -> list[tuple[str, Ways]]:
+        """The ways to do each step, under what tells steps of different kinds apart."""
         todo = steps(moves)
         found: list[tuple[str, Ways]] = []
-        target = self._target[start : start + todo.passed]
         each = max(1, moves.tensor // _ELEMENT)
         whole, rest = divmod(todo.swept, moves.inputs * each)
         sizes = [moves.inputs * each] * whole + [rest] * bool(rest)
         found += [(f"sweep {n.bit_length()}", sweeps(self._source[:n])) for n in sizes]
         operands = [self._source[i * each :][: todo.passed] for i in range(todo.operands)]
         kind = f"pass {todo.operands} {todo.passed.bit_length()}"
-        return [*found, (kind, passes(operands, target))]
+        return [*found, (kind, passes(operands))]
 
     def _fastest(self, key: str, ways: Ways) -> tuple[str, Call]:
         if key not in self._chosen:
@@ -172,27 +165,28 @@ def sweeps(source: Tensor) -> Ways:
     return {"sum": partial(torch.sum, source), "dot": partial(torch.dot, source, source)}
 
 
-def passes(operands: Sequence[Tensor], target: Tensor) -> Ways:
-    """Ways to read one or two buffers of the target's size and write the target."""
+def passes(operands: Sequence[Tensor]) -> Ways:
+    """Ways to read one or two buffers and write a new one of the same size."""
     if len(operands) == 2:
-        return {"add": partial(torch.add, *operands, out=target)}
+        return {"add": partial(torch.add, *operands)}
     (source,) = operands
-    ways: Ways = {"copy_": partial(target.copy_, source)}
-    if target.device.type == "cpu":
+    ways: Ways = {"clone": source.clone}
+    if source.device.type == "cpu":
         # One thread, but less on the way to it: the faster one for small buffers.
-        ways["copyto"] = partial(np.copyto, target.numpy(), source.numpy())
+        ways["copyto"] = partial(_copyto, source)
     return ways
+
+
+def _copyto(source: Tensor) -> Tensor:
+    made = torch.empty_like(source)
+    np.copyto(made.numpy(), source.numpy())
+    return made
 
 
 def _room(moves: Moves) -> int:
     """Elements of the source that a floor needs."""
     each, todo = max(1, moves.tensor // _ELEMENT), steps(moves)
     return max(moves.inputs * each, (todo.operands - 1) * each + todo.passed)
-
-
-def _written(traffic: Traffic) -> int:
-    """Elements of the target that a floor needs."""
-    return sum(steps(m).passed for m in traffic.moves)
 
 
 def _in_turn(calls: tuple[Call, ...]) -> None:

@@ -36,7 +36,7 @@ ROUNDS = 12
 
 def sampled(drift: float = 1.0, floor: bool = True, **changes: Any) -> Sampled:
     """The contender at half the floor's speed, on a machine that is `drift` times as slow."""
-    found = FloorSampled([drift] * ROUNDS, 640, 320, True, ("sum", "copy_"))
+    found = FloorSampled([drift] * ROUNDS, 640, 320, True, ("sum", "clone"))
     time, baseline = [2.0 * drift] * ROUNDS, [3.0 * drift] * ROUNDS
     made = Sampled("fs@eager", "fwd", time, baseline, 4, 2, "fake", found if floor else None)
     return replace(made, **changes)
@@ -64,7 +64,7 @@ def test_attainable_is_the_floors_time_over_the_contenders() -> None:
         "bytes_read": 640,
         "bytes_written": 320,
         "bytes_known": True,
-        "ways": [("sum", "copy_")] * 3,
+        "ways": [("sum", "clone")] * 3,
     }
     assert found.facts["clock"] == "fake"
     assert found.notes == ()

@@ -96,9 +96,9 @@ def measure(
         pool = [b.calls(direction, sets) for b in baselines]
         against = loops.warmed("the baseline", pool[0], sets)
         if len(pool) == 1:
-            pool *= len(benches) + 1
+            pool *= len(benches)
         entrants = []
-        for bench, partner in zip(benches, pool[1:], strict=True):
+        for bench, partner in zip(benches, pool, strict=True):
             doing(bench.contender.id)
             sets = clock.sets(bench.size)
             call = bench.calls(direction, sets)
@@ -144,8 +144,7 @@ def measure(
 
 
 def partners(baseline: Bench, count: int) -> list[Bench]:
-    """Baselines to time against: one to make and know it by, then one for each of `count`
-    contenders; or one for all.
+    """Baselines to time against: one for each of `count` contenders, or one for all.
 
     What ran a moment ago finds its data in the caches. One baseline for all would be in every pair,
     its contenders in one pair a round: it would look 10 % faster than itself. So each contender
@@ -154,7 +153,7 @@ def partners(baseline: Bench, count: int) -> list[Bench]:
     """
     if baseline.size > cache_bytes(baseline.inputs.workload.device):
         return [baseline]
-    return [baseline, *(baseline.again() for _ in range(count))]
+    return [baseline, *(baseline.again() for _ in range(count - 1))]
 
 
 @dataclass(frozen=True)
