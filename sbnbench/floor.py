@@ -68,14 +68,16 @@ def traffic_of(contender: Contender, inputs: Inputs, direction: Direction) -> Tr
     A normalizer that the traffic model does not know must at least read its inputs once and write
     its output once.
     """
-    shape, tensor = tuple(inputs.x.shape), inputs.x.nbytes
+    shape, tensor, w = tuple(inputs.x.shape), inputs.x.nbytes, inputs.workload
     params = normalizers()[contender.normalizer].resolve(dict(contender.params))
     parts: tuple[Direction, ...] = ("fwd", "bwd") if direction == "fwd_bwd" else (direction,)
     moves, known = [], True
     for part in parts:
         count = 1 if part == "fwd" else 2
         try:
-            found = traffic(contender.normalizer, params, shape, inputs.workload.dtype, part)
+            found = traffic(
+                contender.normalizer, params, shape, w.dtype, part, form=w.format, device=w.device
+            )
             read, written = found.read, found.written
         except UnknownName:
             known, read, written = False, count * tensor, tensor

@@ -110,7 +110,9 @@ def collect(
                     r.widest_store,
                 )
             )
-        moved = traffic(contender.normalizer, params, whole, dtype, direction)
+        moved = traffic(
+            contender.normalizer, params, whole, dtype, direction, form=form, device="cuda"
+        )
         seconds = None
         if bandwidth is not None:
             seconds = moved.moved / bandwidth

@@ -5,7 +5,6 @@ python -m sbnbench.pages [FOLDER] writes them (`make docs`); a test says when th
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,10 @@ from sbnbench import units
 from sbnbench.errors import UnknownName
 from sbnbench.keep import write_page
 from sbnbench.listing import collect
-from sbnbench.model import ParamValue, format_param
+from sbnbench.model import FORMATS, ParamValue, format_param
 from sbnbench.registry import normalizers
 from sbnbench.store import PLAN, Run, load
-from sbnbench_kernels.traffic import FULL, SAMPLED, passes
+from sbnbench_kernels.traffic import FULL, SAMPLED, passes, traffic
 
 SHAPE = (64, 64, 32, 32)
 """What the cost is given for."""
@@ -56,21 +55,24 @@ forward and backward together fall from 8 to 5.2 passes: no more than 1.54× is 
 memory traffic alone. Whatever a measurement shows beyond that, it owes to a baseline that is
 above its own floor; `bn@inductor` beside it tells how much.
 
-Bytes are those of values, but memory comes in lines of 64. In a contiguous tensor the patches that
-`fs` takes at r = 1/16 touch in float32 (in bfloat16) 10 % (14 %) of the lines of maps of 112×112,
-13 % (20 %) at 56×56, 20 % (26 %) at 28×28, 24 % (32 %) at 14×14, 49 % (82 %) at 7×7 and all at 4×4,
-so that on small maps it cannot reach its floor. Narrow patches are therefore copied out once, and
-backward finds those of x in the copy. Where channels lie side by side nothing is fetched in vain.
+Memory comes in lines, 64 bytes on a CPU, 32 on NVIDIA's GPUs, so a sample that lies scattered
+moves more than its values. In a contiguous tensor the patches that `fs` takes at r = 1/16 touch in
+float32 (in bfloat16) 10 % (13 %) of the lines of maps of 112×112, 13 % (20 %) at 56×56, 20 % (26 %)
+at 28×28, 24 % (32 %) at 14×14, 49 % (82 %) at 7×7 and all at 4×4; the single values that `ns` takes
+touch 64 % (87 %) of any. Bytes and floors count the lines. Where channels lie side by side, and for
+the rows of `bs`, they are those of the values. Narrow patches are copied out once, and backward
+finds those of x in the copy.
 
 In bfloat16 on a CPU a second limit is the rounding of the results: PyTorch's vectors (torch 2.13.0)
 do it in some eight integer instructions, on processors that have one for it too. Where the caches
-hold the tensors, that takes longer than moving them.
+hold the tensors, that takes longer than moving them, though two values share a lane of a vector
+where the layout allows.
 
 ## Passes by theory
 
-Forward, backward and their sum, in passes (one read or one write of the whole tensor), and bytes
-for one call of both on {"×".join(map(str, SHAPE))} float32. Parameters at their defaults (r =
-1/16).
+Forward, backward and their sum, in passes (one read or one write of the whole tensor) by values,
+and the bytes in whole lines of one call of both on {"×".join(map(str, SHAPE))} float32, contiguous
+and channels last. Parameters at their defaults (r = 1/16).
 """
 
 
@@ -152,16 +154,17 @@ def _where(run: Run) -> str:
 
 
 def _theory() -> Iterator[str]:
-    total = math.prod(SHAPE) * 4
-    yield "| normalizer | forward | backward | fwd + bwd | bytes |"
-    yield "| :-- | --: | --: | --: | --: |"
+    yield "| normalizer | forward | backward | fwd + bwd | contiguous | channels last |"
+    yield "| :-- | --: | --: | --: | --: | --: |"
     for name, params in _CASES:
         resolved = normalizers()[name].resolve(params)
         forward, backward = (passes(name, resolved, SHAPE, d).total for d in ("fwd", "bwd"))
         label = name + (f"[backward={params['backward']}]" if params else "")
-        cells = (f"{forward:.3g}", f"{backward:.3g}", f"{forward + backward:.3g}")
-        moved = units.size((forward + backward) * total)
-        yield f"| `{label}` | {' | '.join(cells)} | {moved} |"
+        cells = [f"{p:.3g}" for p in (forward, backward, forward + backward)]
+        for form in FORMATS:
+            moved = traffic(name, resolved, SHAPE, "float32", "fwd_bwd", form=form).moved
+            cells.append(units.size(moved))
+        yield f"| `{label}` | {' | '.join(cells)} |"
 
 
 _MODES: tuple[dict[str, ParamValue], ...] = tuple(

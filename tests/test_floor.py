@@ -72,12 +72,19 @@ def test_virtual_rows_are_moved_too() -> None:
     assert traffic("vdn[num_virtual=2]@eager", "fwd").written == TENSOR * 6 // 4
 
 
+def test_a_sample_that_lies_scattered_moves_whole_lines() -> None:
+    apart = Workload("synthetic", 4, 8, (28, 28))
+    beside = Workload("synthetic", 4, 8, (28, 28), format="channels_last")
+    assert traffic("fs@eager", "fwd", apart).read > 1.1 * apart.nbytes
+    assert traffic("fs@eager", "fwd", beside).read < 1.1 * beside.nbytes
+
+
 def test_a_normalizer_that_is_not_known_reads_its_inputs_and_writes_its_output_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from sbnbench.errors import UnknownName
 
-    def unknown(name: str, *_: object) -> None:
+    def unknown(name: str, *_: object, **__: object) -> None:
         raise UnknownName("normalizer", name, ())
 
     monkeypatch.setattr(floor, "traffic", unknown)

@@ -5,9 +5,13 @@ written before everything was read once, and what was read does not stay on the 
 
     full BatchNorm     forward 3 (read x; read x, write y)
                        backward 5 (read x, dy; read x, dy, write dx)
-    sampled, share r   forward 2 + r
-                       backward: sampled 3 + 2r; detached 3, as dγ and db fall out of the pass that
-                       writes dx; exact 5, as its sums run over everything
+    sampled, share r   forward 2 + l
+                       backward: sampled 3 + l + r; detached 3, as dγ and db fall out of the pass
+                       that writes dx; exact 5, as its sums run over everything
+
+l is the share of the lines of memory that the sample touches (lines.py), r where it is whole rows
+or where no memory is given. Backward finds the sample of x as forward may have left it, in one
+piece, so there r is enough.
 
 The others are full BatchNorm's 3 and 5, but for l1bn's forward, which reads once more (|x−μ| needs
 μ). `resident` counts what is left where a program holds all that it normalizes, as in
@@ -25,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sbnbench.errors import NotApplicable, UnknownName
-from sbnbench.model import ITEMSIZE
+from sbnbench_kernels.lines import Memory, lines_of_elements, lines_of_patch, memory_of
 from sbnbench_kernels.shares import patch_of, rows_of
 
 MOMENTS = 5
@@ -97,23 +101,34 @@ SAMPLED = ("ns", "bs", "fs", "vdn", "bs+vdn", "fs+vdn")
 def sampled_share(name: str, params: Mapping[str, object], shape: Sequence[int]) -> float:
     """r = s/n of an input (N, C, *spatial) of a sampled normalizer, rounded as its draws round;
     virtual rows count in s and in n. NotApplicable where the algorithm does not take the shape."""
-    batch, spatial = shape[0], tuple(shape[2:])
+    return _shares(name, params, shape, None)[0]
+
+
+def _shares(
+    name: str, params: Mapping[str, object], shape: Sequence[int], memory: Memory | None
+) -> tuple[float, float]:
+    """r of the values, and l of the lines of memory that hold them."""
+    batch, channels, *rest = shape
+    spatial = tuple(rest)
     ratio, virtual = _number(params, "ratio", 1), int(_number(params, "num_virtual", 0))
     real = batch - virtual
     if virtual and real < 1:
         raise NotApplicable(f"num_virtual={virtual} leaves no real row of the {batch} rows given")
     if name == "ns":
         total = batch * math.prod(spatial)
-        return max(1, round(ratio * total)) / total
+        share = max(1, round(ratio * total)) / total
+        return share, lines_of_elements(share, spatial, channels, memory) if memory else share
     beta = _number(params, "beta", 1.0 if name == "vdn" else 0.5)
-    used_virtual = virtual if "vdn" in name and beta > 0 else 0
-    used_real = 0.0
-    if name != "vdn" and not ("vdn" in name and beta == 1):
-        if name.startswith("bs"):
-            used_real = rows_of(ratio, real)
-        else:
-            used_real = real * math.prod(patch_of(ratio, spatial)) / math.prod(spatial)
-    return (used_real + used_virtual) / batch
+    rows = virtual if "vdn" in name and beta > 0 else 0
+    if name == "vdn" or ("vdn" in name and beta == 1):
+        return rows / batch, rows / batch
+    if name.startswith("bs"):
+        rows += rows_of(ratio, real)
+        return rows / batch, rows / batch
+    patch = patch_of(ratio, spatial)
+    share = math.prod(patch) / math.prod(spatial)
+    lines = lines_of_patch(patch, spatial, channels, memory) if memory else share
+    return (rows + real * share) / batch, (rows + real * lines) / batch
 
 
 def passes(
@@ -122,17 +137,19 @@ def passes(
     shape: Sequence[int],
     direction: str,
     resident: bool = False,
+    memory: Memory | None = None,
 ) -> Passes:
-    """Passes of `fwd`, `bwd` or `fwd_bwd`. UnknownName for a normalizer without an entry."""
+    """Passes of `fwd`, `bwd` or `fwd_bwd` as the tensors lie in `memory`, or value by value.
+    UnknownName for a normalizer without an entry."""
     if direction == "fwd_bwd":
-        first, second = (passes(name, params, shape, d, resident) for d in ("fwd", "bwd"))
+        first, second = (passes(name, params, shape, d, resident, memory) for d in ("fwd", "bwd"))
         return Passes(
             first.reads + second.reads, first.writes + second.writes, first.flops + second.flops
         )
     forward = direction == "fwd"
     if name in SAMPLED:
-        share = sampled_share(name, params, shape)
-        found = _forward(share) if forward else _backward(share, str(params["backward"]))
+        shares = _shares(name, params, shape, memory)
+        found = _forward(*shares) if forward else _backward(*shares, str(params["backward"]))
     elif name in FULL:
         found = FULL[name][0 if forward else 1]
     else:
@@ -142,15 +159,16 @@ def passes(
     return found
 
 
-def _forward(share: float) -> Passes:
-    return Passes(1 + share, 1, MOMENTS * share + AFFINE)
+def _forward(share: float, lines: float) -> Passes:
+    return Passes(1 + lines, 1, MOMENTS * share + AFFINE)
 
 
-def _backward(share: float, mode: str) -> Passes:
+def _backward(share: float, lines: float, mode: str) -> Passes:
     if mode == "detached":
         return Passes(2, 1, SUMS + 1)
-    summed = share if mode == "sampled" else 1.0
-    return Passes(2 + 2 * summed, 1, SUMS * summed + COMBINE)
+    if mode == "exact":
+        return Passes(4, 1, SUMS + COMBINE)
+    return Passes(2 + lines + share, 1, SUMS * share + COMBINE)
 
 
 def traffic(
@@ -160,12 +178,16 @@ def traffic(
     dtype: str,
     direction: str,
     resident: bool = False,
+    *,
+    form: str = "contiguous",
+    device: str = "cpu",
 ) -> Traffic:
-    """Bytes and operations of one call on an input (N, C, *spatial) of `dtype`; `params` as
-    Normalizer.resolve gives them."""
-    p = passes(name, params, shape, direction, resident)
+    """Bytes and operations of one call on an input (N, C, *spatial) as it is laid out on the
+    device; `params` as Normalizer.resolve gives them."""
+    memory = memory_of(dtype, form, device)
+    p = passes(name, params, shape, direction, resident, memory)
     values = math.prod(shape)
-    size = values * ITEMSIZE[dtype]
+    size = values * memory.itemsize
     return Traffic(p.reads * size, p.writes * size, p.flops * values)
 
 

@@ -27,10 +27,27 @@ def test_batchnorm_in_bytes():
 def test_feature_sampling_saves_what_theory_says():
     """8/5.19 = 1.54 at 1/16, the patch 14×14 of 56×56 being exactly that."""
     params = {**PATCH, "backward": "sampled"}
-    full = traffic("bn", {}, SHAPE, "float16", "fwd_bwd").moved
-    sampled = traffic("fs", params, SHAPE, "float16", "fwd_bwd").moved
+    full = passes("bn", {}, SHAPE, "fwd_bwd").total
+    sampled = passes("fs", params, SHAPE, "fwd_bwd").total
     assert full / sampled == pytest.approx(8 / (5 + 3 / 16))
     assert full / sampled == pytest.approx(1.54, abs=0.005)
+
+
+def test_scattered_samples_move_whole_lines():
+    """Where channels lie side by side the theory holds; in contiguous maps a patch of 14 float16
+    in rows of 56 touches 0.199 of the lines, and elements most of them."""
+    params = {**PATCH, "backward": "sampled"}
+    together = traffic("fs", params, SHAPE, "float16", "fwd_bwd", form="channels_last")
+    assert together.moved == pytest.approx((5 + 3 / 16) * SIZE * 2)
+    apart = traffic("fs", params, SHAPE, "float16", "fwd_bwd")
+    assert apart.moved / SIZE / 2 == pytest.approx(5 + 2 * 0.199 + 1 / 16, abs=0.001)
+    assert apart.flops == together.flops
+    single = traffic("ns", {**params, "ratio": 1 / 16}, SHAPE, "float32", "fwd").read
+    assert single / SIZE / 4 == pytest.approx(1 + 1 - (15 / 16) ** 16)
+    sectors = traffic("fs", params, SHAPE, "float16", "fwd", device="cuda").read
+    assert sectors < traffic("fs", params, SHAPE, "float16", "fwd").read
+    rows = traffic("bs", {"ratio": 1 / 16, "backward": "sampled"}, SHAPE, "float16", "fwd_bwd")
+    assert rows.moved == pytest.approx((5 + 3 / 16) * SIZE * 2)
 
 
 @pytest.mark.parametrize(
