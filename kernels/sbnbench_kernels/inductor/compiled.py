@@ -22,15 +22,12 @@ Program = Callable[[list[Tensor]], Sequence[Any]]
 """Compiled code: takes the arguments that are not None in a list, which it empties, and gives the
 function's outputs in order."""
 
-Layout = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device, bool]
+Layout = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 
 def layout(t: Tensor | None) -> Layout | None:
-    """What compiled code depends on: sizes, strides, dtype, device, and whether the offset is odd;
-    not values."""
-    return (
-        None if t is None else (t.shape, t.stride(), t.dtype, t.device, t.storage_offset() % 2 == 1)
-    )
+    """What compiled code depends on: sizes, strides, dtype, device; not values or the offset."""
+    return None if t is None else (t.shape, t.stride(), t.dtype, t.device)
 
 
 class Compiled:
@@ -42,16 +39,12 @@ class Compiled:
         self.compile_seconds = 0.0
 
     def compile(
-        self,
-        function: Callable[..., Sequence[Tensor]],
-        arguments: Sequence[Tensor | None],
-        scalar_tails: bool = False,
+        self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor | None]
     ) -> Program:
         """The program of `function` for arguments laid out as these.
 
-        `function` is pure but for changes of its arguments in place, and gives tensors. Loops end
-        in a part of a vector, or with `scalar_tails` value by value. Unavailable where code for the
-        device cannot be built on this machine.
+        `function` is pure but for changes of its arguments in place, and gives tensors. Unavailable
+        where code for the device cannot be built on this machine.
         """
         start = perf_counter()
         present = [a is not None for a in arguments]
@@ -60,9 +53,7 @@ class Compiled:
             left = iter(tensors)
             return function(*(next(left) if here else None for here in present))
 
-        program = compile_program(
-            only_tensors, [a for a in arguments if a is not None], scalar_tails
-        )
+        program = compile_program(only_tensors, [a for a in arguments if a is not None])
         self.compile_seconds += perf_counter() - start
         return program
 
@@ -80,11 +71,9 @@ def get_ready() -> None:
 
 
 def compile_program(
-    function: Callable[..., Sequence[Tensor]],
-    arguments: Sequence[Tensor],
-    scalar_tails: bool = False,
+    function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]
 ) -> Program:
-    """`function` for tensors laid out as `arguments`; see `Compiled.compile`."""
+    """`function` for tensors laid out as `arguments`."""
     on_cpu = all(t.device.type == "cpu" for t in arguments)
     problem = compiler_problem() if on_cpu else ""
     if problem:
@@ -95,14 +84,12 @@ def compile_program(
     torch.use_deterministic_algorithms(False)
     try:
         with torch.no_grad():
-            return _lower(function, arguments, scalar_tails)
+            return _lower(function, arguments)
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-def _lower(
-    function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], scalar_tails: bool
-) -> Program:
+def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> Program:
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.decomposition import select_decomp_table
@@ -119,7 +106,6 @@ def _lower(
         "realize_reads_threshold": 64,
         "realize_opcount_threshold": 400,
         "cpp.enable_floating_point_contract_flag": "fast",  # a·x+b in one instruction, rounded once
-        "cpp.enable_loop_tail_vec": not scalar_tails,
         "cpp.threads": torch.get_num_threads(),  # in the generated code, so in the cache's key too
     }
     # Without an environment of shapes, though there are none to find out, nothing is kept on disk.

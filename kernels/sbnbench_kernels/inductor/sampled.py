@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,8 @@ from torch import Tensor
 from sbnbench_kernels.contract import State
 from sbnbench_kernels.eager import sampled as eager
 from sbnbench_kernels.eager.arithmetic import accumulator, check_input, column, scale_of
-from sbnbench_kernels.inductor.compiled import Compiled, Layout, Program, layout
+from sbnbench_kernels.inductor.compiled import Compiled, Layout, layout
 from sbnbench_kernels.inductor.parts import Form, form_of, positions_of
-from sbnbench_kernels.inductor.passes import affine, can_pair, leaves_tails
 from sbnbench_kernels.inductor.sums import buffer, moments, sums
 from sbnbench_kernels.samplers import Sample, bessel, require_variance
 
@@ -69,8 +68,8 @@ class SampledNorm(Compiled, eager.SampledNorm):
             forms = tuple(form_of(s, x.shape[0]) for s in sample)
             correction = bessel(sample) if sample else 1.0
             keep = self.mode == "sampled"
-            function = Forward(self.eps, forms, training, momentum, correction, keep, can_pair(x))
-            found = self.programs[key] = (self._program(function, given), forms)
+            function = Forward(self.eps, forms, training, momentum, correction, keep)
+            found = self.programs[key] = (self.compile(function, given), forms)
         program, forms = found
         y, mean, rstd, *copied = program([t for t in given if t is not None])
         if training:
@@ -86,33 +85,12 @@ class SampledNorm(Compiled, eager.SampledNorm):
         key = ("backward", forms, bias_dtype, layout(dy), laid_out, layout(weight))
         program = self.programs.get(key)
         if program is None:
-            function = Backward(self.mode, forms, bias_dtype, can_pair(dy, x))
-            program = self.programs[key] = self._program(function, given)
+            function = Backward(self.mode, forms, bias_dtype)
+            program = self.programs[key] = self.compile(function, given)
         found = list(program([t for t in given if t is not None]))
         dbias = None if bias_dtype is None else found.pop()
         dweight = None if weight is None else found.pop()
         return found.pop(), dweight, dbias
-
-    def _program(self, function: Forward | Backward, given: Sequence[Tensor | None]) -> Program:
-        """One program, or two where the passes that sum and the one that writes want their loops
-        ended differently."""
-        x = given[0]
-        assert x is not None
-        if not (function.pairs and function.by_channel and leaves_tails(x)):
-            return self.compile(function, given)
-        summed = self.compile(function.sum_up, given)
-        tensors, coefficients = function.reads, function.coefficients
-        table = torch.empty(x.shape[1], dtype=accumulator(x), device=x.device)
-        written = self.compile(
-            function.write, (*given[:tensors], *[table] * coefficients), scalar_tails=True
-        )
-
-        def program(arguments: list[Tensor]) -> Sequence[Any]:
-            read = arguments[:tensors]
-            found = summed(arguments)
-            return *written([*read, *found[:coefficients]]), *found[coefficients:]
-
-        return program
 
 
 @dataclass(frozen=True)
@@ -126,20 +104,8 @@ class Forward:
     momentum: float | None
     correction: float
     keep: bool
-    pairs: bool
-    reads: ClassVar[int] = 1
-    """Tensors like x among the arguments, which come first."""
-    coefficients: ClassVar[int] = 2
-    by_channel: ClassVar[bool] = True
 
-    def __call__(self, x: Tensor, *rest: Any) -> Sequence[Tensor]:
-        scale, shift, *found = self.sum_up(x, *rest)
-        return *self.write(x, scale, shift), *found
-
-    def write(self, x: Tensor, scale: Tensor, shift: Tensor) -> Sequence[Tensor]:
-        return [affine([(x, scale)], shift, self.pairs)]
-
-    def sum_up(
+    def __call__(
         self,
         x: Tensor,
         weight: Tensor | None,
@@ -149,7 +115,6 @@ class Forward:
         share: Tensor | None,
         *positions: Tensor,
     ) -> Sequence[Tensor]:
-        """γ/σ, b − μγ/σ; μ, 1/σ and the copies."""
         dtype = accumulator(x)
         copied: list[Tensor] = []
         if self.forms:
@@ -165,12 +130,13 @@ class Forward:
         rstd = torch.rsqrt(var + self.eps)
         scale = scale_of(weight, rstd)
         shift = -mean * scale if bias is None else bias.to(dtype) - mean * scale
+        y = x.to(dtype) * column(buffer(scale), x) + column(buffer(shift), x)
         if self.training:
             momentum = self.momentum if share is None else share
             assert momentum is not None
             _average(old_mean, mean, momentum)
             _average(old_var, var * self.correction, momentum)
-        return buffer(scale), buffer(shift), mean, rstd, *copied
+        return y.to(x.dtype), mean, rstd, *copied
 
 
 @dataclass(frozen=True)
@@ -180,44 +146,8 @@ class Backward:
     mode: eager.Backward
     forms: Forms
     bias_dtype: torch.dtype | None
-    pairs: bool
-    reads: ClassVar[int] = 2
 
-    @property
-    def by_sample(self) -> bool:
-        """Whether dx takes the means of a sample out everywhere: of the sampled dy and x in mode
-        `sampled`, of all of them where the sample is everything."""
-        return bool(self.forms) and (
-            self.mode == "sampled" or (self.mode == "exact" and all(f.whole for f in self.forms))
-        )
-
-    @property
-    def coefficients(self) -> int:
-        return 3 if self.forms and self.mode != "detached" else 1
-
-    @property
-    def by_channel(self) -> bool:
-        """Whether the coefficients are the same all over a channel."""
-        return self.by_sample or self.coefficients == 1
-
-    def __call__(self, dy: Tensor, x: Tensor, *rest: Any) -> Sequence[Tensor]:
-        found = self.sum_up(dy, x, *rest)
-        means, gradients = found[: self.coefficients], found[self.coefficients :]
-        if self.by_channel:
-            return *self.write(dy, x, *means), *gradients
-        scale, slope, shift = (column(m, x) for m in means)
-        positions = [t for t in rest[3:] if t is not None]
-        correction = x.to(scale.dtype) * slope + shift
-        dx = dy.to(scale.dtype) * scale + _weights(self.forms, x, positions) * correction
-        return dx.to(x.dtype), *gradients
-
-    def write(self, dy: Tensor, x: Tensor, scale: Tensor, *correction: Tensor) -> Sequence[Tensor]:
-        if not correction:
-            return [affine([(dy, scale)], None, self.pairs)]
-        slope, shift = correction
-        return [affine([(dy, scale), (x, slope)], shift, self.pairs)]
-
-    def sum_up(
+    def __call__(
         self,
         dy: Tensor,
         x: Tensor,
@@ -226,13 +156,13 @@ class Backward:
         rstd: Tensor,
         *rest: Tensor,
     ) -> Sequence[Tensor]:
-        """a of dx = a·dy + c·x + d, and c and d where they are not 0; dγ, db. `rest`: the
-        positions, then the copies that forward kept."""
+        """`rest`: the positions, then the copies that forward kept."""
         needed = sum(not f.whole for f in self.forms)
         positions, copied = rest[:needed], rest[needed:]
         scale = buffer(scale_of(weight, rstd))
-        found = [scale]
-        if self.by_sample:
+        wide_dy, wide_x = dy.to(mean.dtype), x.to(mean.dtype)
+        dx = wide_dy * column(scale, x)
+        if self.mode == "sampled" and self.forms:
             taken_dy = _taken(self.forms, dy, positions)
             taken_x = _taken(self.forms, x, positions, iter(copied))
             parts = [
@@ -241,18 +171,22 @@ class Backward:
             ]
             omega = [f.weight / f.size for f in self.forms]
             inner = (_weighted(omega, [p[k] for p in parts]) for k in (0, 1))
-            found += _correction(scale, mean, rstd, *inner)
+            slope, shift = _correction(scale, mean, rstd, *inner)
+            dx = dx + (wide_x * column(slope, x) + column(shift, x))
             up = [f.stands_for / f.size for f in self.forms]
             sum_dy, sum_dyd = (_weighted(up, [p[k] for p in parts]) for k in (0, 1))
         else:
             sum_dy, sum_dyd = sums(dy, x, mean)
-            if self.coefficients == 3:
-                found += _correction(scale, mean, rstd, sum_dy, sum_dyd)
+            if self.forms and self.mode != "detached":
+                slope, shift = _correction(scale, mean, rstd, sum_dy, sum_dyd)
+                omega_map = _weights(self.forms, x, positions)
+                dx = dx + omega_map * (wide_x * column(slope, x) + column(shift, x))
+        gradients = [dx.to(x.dtype)]
         if weight is not None:
-            found.append((sum_dyd * rstd).to(weight.dtype))
+            gradients.append((sum_dyd * rstd).to(weight.dtype))
         if self.bias_dtype is not None:
-            found.append(sum_dy.to(self.bias_dtype))
-        return found
+            gradients.append(sum_dy.to(self.bias_dtype))
+        return gradients
 
 
 def _correction(
