@@ -60,13 +60,12 @@ moves more than its values. In a contiguous tensor the patches that `fs` takes a
 float32 (in bfloat16) 10 % (13 %) of the lines of maps of 112×112, 13 % (20 %) at 56×56, 20 % (26 %)
 at 28×28, 24 % (32 %) at 14×14, 49 % (82 %) at 7×7 and all at 4×4; the single values that `ns` takes
 touch 64 % (87 %) of any. Bytes and floors count the lines. Where channels lie side by side, and for
-the rows of `bs`, they are those of the values. Narrow patches are copied out once, and backward
-finds those of x in the copy.
+the rows of `bs`, they are those of the values. Patches of contiguous maps are copied out once, and
+backward finds those of x in the copy.
 
 In bfloat16 on a CPU a second limit is the rounding of the results: PyTorch's vectors (torch 2.13.0)
 do it in some eight integer instructions, on processors that have one for it too. Where the caches
-hold the tensors, that takes longer than moving them, though two values share a lane of a vector
-where the layout allows.
+hold the tensors, that takes longer than moving them.
 
 ## Passes by theory
 

@@ -39,12 +39,16 @@ class Compiled:
         self.compile_seconds = 0.0
 
     def compile(
-        self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor | None]
+        self,
+        function: Callable[..., Sequence[Tensor]],
+        arguments: Sequence[Tensor | None],
+        vectors: bool = False,
     ) -> Program:
         """The program of `function` for arguments laid out as these.
 
-        `function` is pure but for changes of its arguments in place, and gives tensors. Unavailable
-        where code for the device cannot be built on this machine.
+        `function` is pure but for changes of its arguments in place, and gives tensors. `vectors`
+        where loops of less than a fourth of a vector shall be one all the same. Unavailable where
+        code for the device cannot be built on this machine.
         """
         start = perf_counter()
         present = [a is not None for a in arguments]
@@ -53,7 +57,8 @@ class Compiled:
             left = iter(tensors)
             return function(*(next(left) if here else None for here in present))
 
-        program = compile_program(only_tensors, [a for a in arguments if a is not None])
+        given = [a for a in arguments if a is not None]
+        program = compile_program(only_tensors, given, vectors)
         self.compile_seconds += perf_counter() - start
         return program
 
@@ -71,9 +76,9 @@ def get_ready() -> None:
 
 
 def compile_program(
-    function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]
+    function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], vectors: bool = False
 ) -> Program:
-    """`function` for tensors laid out as `arguments`."""
+    """`function` for tensors laid out as `arguments`; see `Compiled.compile`."""
     on_cpu = all(t.device.type == "cpu" for t in arguments)
     problem = compiler_problem() if on_cpu else ""
     if problem:
@@ -84,12 +89,14 @@ def compile_program(
     torch.use_deterministic_algorithms(False)
     try:
         with torch.no_grad():
-            return _lower(function, arguments)
+            return _lower(function, arguments, vectors)
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> Program:
+def _lower(
+    function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], vectors: bool
+) -> Program:
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.decomposition import select_decomp_table
@@ -106,6 +113,7 @@ def _lower(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor
         "realize_reads_threshold": 64,
         "realize_opcount_threshold": 400,
         "cpp.enable_floating_point_contract_flag": "fast",  # a·x+b in one instruction, rounded once
+        "cpp.enable_tiling_heuristics": not vectors,
         "cpp.threads": torch.get_num_threads(),  # in the generated code, so in the cache's key too
     }
     # Without an environment of shapes, though there are none to find out, nothing is kept on disk.

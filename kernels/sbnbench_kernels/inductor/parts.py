@@ -7,7 +7,7 @@ compiled in, and a tensor that says where it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import NamedTuple
 
 import torch
@@ -16,9 +16,8 @@ from torch import Tensor
 from sbnbench_kernels.inductor.sums import buffer
 from sbnbench_kernels.samplers import Elements, Sample, Share
 
-NARROW = 6
-"""Patches with rows shorter than this are copied out of their maps, so that the sums work on full
-vectors: one vector a row would be mostly empty."""
+WIDE = 6
+"""Rows of patches are copied by vectors from this length on, value by value below."""
 
 
 class Form(NamedTuple):
@@ -35,9 +34,11 @@ class Form(NamedTuple):
 
     def copies(self, t: Tensor) -> bool:
         """Whether `take` copies the values, as they lie scattered in t: a copy worth keeping."""
-        if self.patch is None:
-            return True
-        return bool(self.patch) and self.patch[-1] < NARROW and not _side_by_side(t)
+        return self.patch is None or (bool(self.patch) and not _side_by_side(t))
+
+    def is_wide(self) -> bool:
+        """Whether it has rows that are worth a vector, though they do not fill it."""
+        return bool(self.patch and self.patch[-1] >= WIDE)
 
     def take(self, t: Tensor, where: Tensor | None) -> Tensor:
         """The part's values, channels in dimension 1."""
@@ -51,13 +52,17 @@ class Form(NamedTuple):
         rows = torch.arange(self.count, device=t.device)
         if not self.patch:
             return _index(t, [rows + where])
+        rows = rows + self.start
+        if not _side_by_side(t):
+            windows, steps = _windows(t, self.patch)
+            moved = (c * step for c, step in zip(where.unbind(1), steps, strict=True))
+            return buffer(_index(windows, [rows, None, buffer(reduce(torch.add, moved))]))
         windows = t
         for dim, size in enumerate(self.patch, start=2):
             windows = windows.unfold(dim, size, 1)
-        taken = _index(windows, [rows + self.start, None, *where.unbind(1)])
-        if _side_by_side(t):  # no copy: it says in what order the sums go
-            return taken.movedim(1, -1).contiguous().movedim(-1, 1)
-        return buffer(taken) if self.copies(t) else taken
+        taken = _index(windows, [rows, None, *where.unbind(1)])
+        # No copy: it says in what order the sums go.
+        return taken.movedim(1, -1).contiguous().movedim(-1, 1)
 
     def mask(self, t: Tensor, where: Tensor | None) -> Tensor:
         """Where t is inside the part: bool, (N, 1, *spatial)."""
@@ -103,6 +108,16 @@ def positions_of(sample: Sample, x: Tensor) -> Iterator[Tensor]:
 
 def _side_by_side(t: Tensor) -> bool:
     return t.stride(1) < t.stride(-1)
+
+
+def _windows(t: Tensor, patch: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+    """(N, C, first, *patch), every patch by the distance of its corner from the map's, and how far
+    apart neighbours are in each direction. One position to look up is fewer instructions a value
+    than one for each direction, and as many more lines of memory under way."""
+    steps = t.stride()[2:]
+    room = sum((n - p) * k for n, p, k in zip(t.shape[2:], patch, steps, strict=True))
+    shape = (*t.shape[:2], room + 1, *patch)
+    return t.as_strided(shape, (*t.stride()[:2], 1, *steps)), steps
 
 
 def _along(t: Tensor, dim: int) -> Tensor:

@@ -69,7 +69,8 @@ class SampledNorm(Compiled, eager.SampledNorm):
             correction = bessel(sample) if sample else 1.0
             keep = self.mode == "sampled"
             function = Forward(self.eps, forms, training, momentum, correction, keep)
-            found = self.programs[key] = (self.compile(function, given), forms)
+            wide = any(f.is_wide() for f in forms)
+            found = self.programs[key] = (self.compile(function, given, wide), forms)
         program, forms = found
         y, mean, rstd, *copied = program([t for t in given if t is not None])
         if training:
@@ -86,7 +87,8 @@ class SampledNorm(Compiled, eager.SampledNorm):
         program = self.programs.get(key)
         if program is None:
             function = Backward(self.mode, forms, bias_dtype)
-            program = self.programs[key] = self.compile(function, given)
+            wide = any(f.is_wide() for f in forms)
+            program = self.programs[key] = self.compile(function, given, wide)
         found = list(program([t for t in given if t is not None]))
         dbias = None if bias_dtype is None else found.pop()
         dweight = None if weight is None else found.pop()
