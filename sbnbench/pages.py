@@ -59,7 +59,8 @@ Memory comes in lines, 64 bytes on a CPU, 32 on NVIDIA's GPUs, so a sample that 
 moves more than its values. In a contiguous tensor the patches that `fs` takes at r = 1/16 touch in
 float32 (in bfloat16) 10 % (13 %) of the lines of maps of 112×112, 13 % (20 %) at 56×56, 20 % (26 %)
 at 28×28, 24 % (32 %) at 14×14, 49 % (82 %) at 7×7 and all at 4×4; the single values that `ns` takes
-touch 64 % (87 %) of any. Bytes and floors count the lines. Where channels lie side by side, and for
+touch 64 % (87 %) of any. Bytes and floors count the lines, in runs before commit 1771439 the values
+alone. Where channels lie side by side, and for
 the rows of `bs`, they are those of the values. Patches of contiguous maps are copied out once, and
 backward finds those of x in the copy.
 
