@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sbnbench_kernels.inductor.sums import buffer
+from sbnbench_kernels.inductor.pieces import Pieces, pieces_of
+from sbnbench_kernels.inductor.sums import Chosen, buffer
 from sbnbench_kernels.samplers import Elements, Sample, Share
 
 WIDE = 6
@@ -40,8 +41,19 @@ class Form(NamedTuple):
         """Whether it has rows that are worth a vector, though they do not fill it."""
         return bool(self.patch and self.patch[-1] >= WIDE)
 
-    def take(self, t: Tensor, where: Tensor | None) -> Tensor:
-        """The part's values, channels in dimension 1."""
+    def pieces(self, t: Tensor) -> Pieces | None:
+        """What is read in the place of its patches in t, if not they alone."""
+        return pieces_of(self.patch, t) if self.patch else None
+
+    def chosen(self, pieces: Pieces | None, where: Tensor | None) -> Chosen | None:
+        """Which of the values in `pieces` are the part's; None: all that was taken."""
+        if pieces is None:
+            return None
+        assert where is not None
+        return pieces.chosen(where)
+
+    def take(self, t: Tensor, where: Tensor | None, pieces: Pieces | None) -> Tensor:
+        """The part's values, channels in dimension 1; or the `pieces` that they are in."""
         if self.whole:
             return t
         assert where is not None
@@ -53,6 +65,8 @@ class Form(NamedTuple):
         if not self.patch:
             return _index(t, [rows + where])
         rows = rows + self.start
+        if pieces:
+            return pieces.take(t, rows, where)
         if not _side_by_side(t):
             windows, steps = _windows(t, self.patch)
             moved = (c * step for c, step in zip(where.unbind(1), steps, strict=True))

@@ -19,7 +19,8 @@ from sbnbench_kernels.eager import sampled as eager
 from sbnbench_kernels.eager.arithmetic import accumulator, check_input, column, scale_of
 from sbnbench_kernels.inductor.compiled import Compiled, Layout, layout
 from sbnbench_kernels.inductor.parts import Form, form_of, positions_of
-from sbnbench_kernels.inductor.sums import buffer, moments, sums
+from sbnbench_kernels.inductor.pieces import Pieces
+from sbnbench_kernels.inductor.sums import Chosen, buffer, moments, sums
 from sbnbench_kernels.samplers import Sample, bessel, require_variance
 
 Forms = tuple[Form, ...]
@@ -120,8 +121,9 @@ class Forward:
         dtype = accumulator(x)
         copied: list[Tensor] = []
         if self.forms:
-            parts = _taken(self.forms, x, positions)
-            mean, var = _mixed(self.forms, parts)
+            pieces = [f.pieces(x) for f in self.forms]
+            parts = _taken(self.forms, x, positions, pieces)
+            mean, var = _mixed(self.forms, parts, _chosen(self.forms, positions, pieces))
             if self.keep:
                 copied = [p for f, p in zip(self.forms, parts, strict=True) if f.copies(x)]
         else:
@@ -165,11 +167,18 @@ class Backward:
         wide_dy, wide_x = dy.to(mean.dtype), x.to(mean.dtype)
         dx = wide_dy * column(scale, x)
         if self.mode == "sampled" and self.forms:
-            taken_dy = _taken(self.forms, dy, positions)
-            taken_x = _taken(self.forms, x, positions, iter(copied))
+            pieces = [f.pieces(x) for f in self.forms]
+            kept: Iterator[Tensor] | None = iter(copied)
+            if pieces != [f.pieces(dy) for f in self.forms]:  # laid out differently
+                pieces, kept = [None for _ in self.forms], None
+            taken_dy = _taken(self.forms, dy, positions, pieces)
+            taken_x = _taken(self.forms, x, positions, pieces, kept)
+            chosen = _chosen(self.forms, positions, pieces)
             parts = [
-                sums(part_dy, part, mean, bool(f.patch))
-                for f, part_dy, part in zip(self.forms, taken_dy, taken_x, strict=True)
+                sums(part_dy, part, mean, bool(f.patch), which)
+                for f, part_dy, part, which in zip(
+                    self.forms, taken_dy, taken_x, chosen, strict=True
+                )
             ]
             omega = [f.weight / f.size for f in self.forms]
             inner = (_weighted(omega, [p[k] for p in parts]) for k in (0, 1))
@@ -199,16 +208,30 @@ def _correction(
     return buffer(slope), buffer(-scale * mean_dy - slope * mean)
 
 
+def _wheres(forms: Forms, positions: Sequence[Tensor]) -> list[Tensor | None]:
+    left = iter(positions)
+    return [None if f.whole else next(left) for f in forms]
+
+
 def _taken(
-    forms: Forms, t: Tensor, positions: Sequence[Tensor], copied: Iterator[Tensor] | None = None
+    forms: Forms,
+    t: Tensor,
+    positions: Sequence[Tensor],
+    pieces: Sequence[Pieces | None],
+    copied: Iterator[Tensor] | None = None,
 ) -> list[Tensor]:
     """The forms' parts of t, those found among `copied` from there."""
-    left = iter(positions)
-    wheres = [None if f.whole else next(left) for f in forms]
     return [
-        next(copied) if copied and f.copies(t) else f.take(t, where)
-        for f, where in zip(forms, wheres, strict=True)
+        next(copied) if copied and f.copies(t) else f.take(t, where, p)
+        for f, where, p in zip(forms, _wheres(forms, positions), pieces, strict=True)
     ]
+
+
+def _chosen(
+    forms: Forms, positions: Sequence[Tensor], pieces: Sequence[Pieces | None]
+) -> list[Chosen | None]:
+    wheres = _wheres(forms, positions)
+    return [f.chosen(p, where) for f, p, where in zip(forms, pieces, wheres, strict=True)]
 
 
 def _weights(forms: Forms, x: Tensor, positions: Sequence[Tensor]) -> Tensor | float:
@@ -221,9 +244,14 @@ def _weights(forms: Forms, x: Tensor, positions: Sequence[Tensor]) -> Tensor | f
     return omega
 
 
-def _mixed(forms: Forms, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _mixed(
+    forms: Forms, parts: Sequence[Tensor], chosen: Sequence[Chosen | None]
+) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the mixture of the parts."""
-    found = [moments(part, bool(f.patch)) for f, part in zip(forms, parts, strict=True)]
+    found = [
+        moments(part, bool(f.patch), which)
+        for f, part, which in zip(forms, parts, chosen, strict=True)
+    ]
     if len(found) == 1:
         return found[0]
     weights = [f.weight for f in forms]

@@ -11,6 +11,7 @@ the mean of means, and the mean of variances plus the variance of means.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,15 +28,23 @@ SMALL = 32
 """Maps under this size are not worth a tile each, whose lanes are added up at its end."""
 
 
-def moments(values: Tensor, patches: bool) -> tuple[Tensor, Tensor]:
+class Chosen(NamedTuple):
+    """Which of the values count where more were read than were drawn: those where `keep` is above
+    0, which are `size` in each tile. The others are anything, NaN as well."""
+
+    keep: Tensor
+    size: int
+
+
+def moments(values: Tensor, patches: bool, chosen: Chosen | None = None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance a channel, in two passes over each tile.
 
     `patches` says that the maps were cut out: neighbouring positions are then no neighbours.
     """
     tiles, inside, across = _tiles(values.to(accumulator(values)), patches)
-    size = math.prod(tiles.shape[d] for d in inside)
-    means = tiles.sum(inside, keepdim=True) / size
-    variances = (tiles - means).square().sum(inside, keepdim=True) / size
+    size = chosen.size if chosen else math.prod(tiles.shape[d] for d in inside)
+    means = _only(tiles, chosen).sum(inside, keepdim=True) / size
+    variances = _only(tiles - means, chosen).square().sum(inside, keepdim=True) / size
     count = means.numel() // values.shape[1]
     if count == 1:
         return means.flatten(), variances.flatten()
@@ -44,7 +53,9 @@ def moments(values: Tensor, patches: bool) -> tuple[Tensor, Tensor]:
     return mean.flatten(), (variances + between).sum(across).flatten() / count
 
 
-def sums(dy: Tensor, x: Tensor, mean: Tensor, patches: bool = False) -> tuple[Tensor, Tensor]:
+def sums(
+    dy: Tensor, x: Tensor, mean: Tensor, patches: bool = False, chosen: Chosen | None = None
+) -> tuple[Tensor, Tensor]:
     """Σ dy and Σ dy·(x−μ) a channel."""
     dy = dy.to(mean.dtype)
     _, inside, _ = _tiles(x, patches)
@@ -54,7 +65,8 @@ def sums(dy: Tensor, x: Tensor, mean: Tensor, patches: bool = False) -> tuple[Te
         centre = buffer(centre.expand(*x.shape[:2], *centre.shape[1:]))
     elif inside[0] == 0:
         centre = buffer(centre.expand(x.shape[1:]))
-    return _sum(dy, patches), _sum(dy * (x - centre), patches)
+    weighted = dy * (x - centre)
+    return _sum(_only(dy, chosen), patches), _sum(_only(weighted, chosen), patches)
 
 
 def _sum(t: Tensor, patches: bool) -> Tensor:
@@ -62,6 +74,10 @@ def _sum(t: Tensor, patches: bool) -> Tensor:
     tiles, inside, across = _tiles(t, patches)
     partial = tiles.sum(inside, keepdim=True)
     return (partial.sum(across) if across else partial).flatten()
+
+
+def _only(t: Tensor, chosen: Chosen | None) -> Tensor:
+    return torch.where(chosen.keep > 0, t, 0.0) if chosen else t
 
 
 def buffer(t: Tensor) -> Tensor:
