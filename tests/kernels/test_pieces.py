@@ -53,6 +53,7 @@ def test_pieces_hold_as_many_rows_as_cost_least(
 def test_other_patches_are_read_row_by_row() -> None:
     assert pieces_of((14, 14), maps(56, 56)) is None  # rows of nearly half a vector
     assert pieces_of((7, 7), maps(28, 28, dtype=torch.float32)) is None
+    assert pieces_of((3, 3, 4), maps(8, 8, 8, dtype=torch.float32)) is not None
     assert pieces_of((3, 4), maps(14, 14)) is None  # few values
     assert pieces_of((40,), maps(640)) is None
     assert pieces_of((5, 7), maps(5, 5 * 7)[..., :7]) is None  # maps with gaps

@@ -13,12 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sbnbench_kernels.inductor.pieces import Pieces, pieces_of
+from sbnbench_kernels.inductor.pieces import WIDE, Pieces, pieces_of
 from sbnbench_kernels.inductor.sums import Chosen, buffer
 from sbnbench_kernels.samplers import Elements, Sample, Share
-
-WIDE = 6
-"""Rows of patches are copied by vectors from this length on, value by value below."""
 
 
 class Form(NamedTuple):

@@ -21,8 +21,11 @@ from sbnbench_kernels.inductor.sums import SMALL, Chosen, buffer
 VECTOR = 64
 """Bytes of a CPU's longest vectors; shorter ones divide it."""
 
+WIDE = 6
+"""Rows of patches are copied by vectors from this length on, value by value below."""
+
 SHORT = 4
-"""Rows of less than this part of a vector are very short."""
+"""Rows of less than this part of a vector are very short, and those under WIDE values."""
 
 NEARLY = 8 / 7
 """A row nearly fills its vectors if they hold at most this many times its values."""
@@ -82,7 +85,7 @@ def pieces_of(patch: tuple[int, ...], t: Tensor) -> Pieces | None:
         if patch[-2] % rows == 0
         and (length := _filled((rows - 1) * steps[-2] + patch[-1], lanes)) <= prod(maps)
     ]
-    if patch[-1] * SHORT < lanes:
+    if patch[-1] < max(WIDE, lanes // SHORT):
         return min(found, key=lambda p: p.length // p.rows, default=None)
     filled = _filled(patch[-1], lanes)
     return found[0] if found and filled <= NEARLY * patch[-1] else None
