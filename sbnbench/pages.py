@@ -59,10 +59,13 @@ Memory comes in lines, 64 bytes on a CPU, 32 on NVIDIA's GPUs, so a sample that 
 moves more than its values. In a contiguous tensor the patches that `fs` takes at r = 1/16 touch in
 float32 (in bfloat16) 10 % (13 %) of the lines of maps of 112×112, 13 % (20 %) at 56×56, 20 % (26 %)
 at 28×28, 24 % (32 %) at 14×14, 49 % (82 %) at 7×7 and all at 4×4; the single values that `ns` takes
-touch 64 % (87 %) of any. Bytes and floors count the lines, in runs before commit 1771439 the values
-alone. Where channels lie side by side, and for
+touch 64 % (87 %) of any. Bytes and floors count the lines. Where channels lie side by side, and for
 the rows of `bs`, they are those of the values. Patches of contiguous maps are copied out once, and
-backward finds those of x in the copy.
+backward finds those of x in the copy; where their rows are very short, what lies between them is
+copied too ([decision 0018](decisions/0018-short-rows-by-whole-vectors.md)). A line that is fetched
+alone takes longer than the floor's sweep over as many: `perf record` found 49 % of the forward
+kernel of `fs` in its reading of patches at 960×7×7, float32, batch 32 (AMD EPYC, 2026-11-28, commit
+a2fc22f).
 
 In bfloat16 on a CPU a second limit is the rounding of the results: PyTorch's vectors (torch 2.13.0)
 do it in some eight integer instructions, on processors that have one for it too. Where the caches
