@@ -50,10 +50,15 @@ def test_pieces_hold_as_many_rows_as_cost_least(
     assert pieces.take(x, torch.arange(3), corners).shape == (3, 2, *shape)
 
 
+def test_a_vector_of_float32_holds_half_as_many() -> None:
+    pieces = pieces_of((3, 3, 4), maps(8, 8, 8, dtype=torch.float32))
+    assert pieces is not None
+    assert (pieces.rows, pieces.length) == (3, 32)  # row by row it would be 16 each, 48 for three
+
+
 def test_other_patches_are_read_row_by_row() -> None:
     assert pieces_of((14, 14), maps(56, 56)) is None  # rows of nearly half a vector
     assert pieces_of((7, 7), maps(28, 28, dtype=torch.float32)) is None
-    assert pieces_of((3, 3, 4), maps(8, 8, 8, dtype=torch.float32)) is not None
     assert pieces_of((3, 4), maps(14, 14)) is None  # few values
     assert pieces_of((40,), maps(640)) is None
     assert pieces_of((5, 7), maps(5, 5 * 7)[..., :7]) is None  # maps with gaps

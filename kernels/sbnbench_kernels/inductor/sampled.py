@@ -209,6 +209,7 @@ def _correction(
 
 
 def _wheres(forms: Forms, positions: Sequence[Tensor]) -> list[Tensor | None]:
+    """The position of each form; None: it is everything."""
     left = iter(positions)
     return [None if f.whole else next(left) for f in forms]
 
@@ -230,17 +231,17 @@ def _taken(
 def _chosen(
     forms: Forms, positions: Sequence[Tensor], pieces: Sequence[Pieces | None]
 ) -> list[Chosen | None]:
+    """Which values of the parts count, for each form."""
     wheres = _wheres(forms, positions)
     return [f.chosen(p, where) for f, p, where in zip(forms, pieces, wheres, strict=True)]
 
 
 def _weights(forms: Forms, x: Tensor, positions: Sequence[Tensor]) -> Tensor | float:
     """ω of every value, (N, 1, *spatial): 0 outside the sample."""
-    left = iter(positions)
     omega: Tensor | float = 0.0
-    for f in forms:
+    for f, where in zip(forms, _wheres(forms, positions), strict=True):
         each = f.weight / f.size
-        omega = omega + (each if f.whole else each * f.mask(x, next(left)).to(accumulator(x)))
+        omega = omega + (each if f.whole else each * f.mask(x, where).to(accumulator(x)))
     return omega
 
 
